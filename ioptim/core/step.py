@@ -1,0 +1,187 @@
+"""One stage of a recipe: a frozen model whose fields are the YAML keys and one method that does the work."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+from pydantic import Field
+
+from ioptim.core.artifact import Format, ModelArtifact, TensorSpec
+from ioptim.core.base import Frozen
+from ioptim.core.gate import Gate
+from ioptim.core.metrics import Samples
+
+if TYPE_CHECKING:
+    from ioptim.core.runtime import Runtime, Session, Target
+    from ioptim.core.target import Hardware
+    from ioptim.core.task import Table, Task
+
+
+class Level(StrEnum):
+    INFO = "info"
+    WARNING = "warning"
+
+
+class Note(Frozen):
+    """Something the user should know that is not a number: what was skipped, where a fallback happened, and why."""
+
+    text: str
+    level: Level = Level.INFO
+
+
+class Written(Frozen):
+    """The model a step wrote under `ctx.out / "model"`; it is sealed by the caller, which adds the input's assets.
+
+    `entry` is relative to that folder. Specs left empty are taken over from the input model.
+    """
+
+    format: Format
+    entry: str
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    assets: tuple[str, ...] = Field((), description="asset files this step itself wrote")
+    facts: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class TableFigure(Frozen):
+    """A small table for the report and the trackers: layers quantized, operators by time."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | int | None, ...], ...]
+
+
+class Outcome(Frozen):
+    """What a step returns. Values only: it crosses a process boundary and is kept in the store as JSON.
+
+    `subjects` holds, for a measuring step, the metrics of every model measured ({"candidate": {...}, "source": {...}});
+    `metrics` holds what the step says about its own model.
+    """
+
+    written: Written | None = None
+    metrics: Mapping[str, float] = Field(default_factory=dict)
+    subjects: Mapping[str, Mapping[str, float]] = Field(default_factory=dict)
+    samples: tuple[Samples, ...] = Field((), exclude=True, description="kept beside the record as samples.json")
+    tables: tuple[TableFigure, ...] = ()
+    notes: tuple[Note, ...] = ()
+    facts: Mapping[str, Any] = Field(default_factory=dict, description="what really executed, read back: providers, precision")
+
+
+class Where(Frozen):
+    """What a step's `check` and `resolve` may look at: the plan around it. No files, no libraries, no network."""
+
+    format: Format
+    """Format of the model that will arrive."""
+    targets: tuple[Any, ...]
+    """Targets (`ioptim.core.runtime.Target`) that this node, or anything after it, runs on."""
+    task: Any
+    """`ioptim.core.task.Task`."""
+    hardware: Any
+    """`ioptim.core.target.Hardware` of this machine."""
+    has_calibration: bool
+    columns: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+
+
+class Context(Protocol):
+    """What a running step may reach. It writes to `out` and nowhere else."""
+
+    out: Path
+    """An empty directory of its own: the model goes to `out/model`, anything worth keeping to `out/files`."""
+    task: Task
+    target: Target
+    """Where this node measures or compiles for; for a shared node the first target."""
+    hardware: Hardware
+    seed: int
+    candidates: Mapping[str, ModelArtifact]
+    """Every model that arrived, by node id; one except at a comparison."""
+    baselines: Mapping[str, ModelArtifact]
+    """`source` and `runtime-fp32` (with `@target` where several targets meet)."""
+
+    def table(self, role: str) -> Table:
+        """Rows of the recipe's `calibration` or `validation` data, columns renamed to the task's."""
+
+    def target_of(self, model: ModelArtifact) -> Target:
+        """The target a model was compiled for, else this node's."""
+
+    def open(self, model: ModelArtifact) -> Session:
+        """Open a model on the runtime and target it was compiled for; a source model on the runtime of its format."""
+
+    def runtime_for(self, model: ModelArtifact) -> Runtime:
+        """The runtime that `open` would use."""
+
+    def progress(self, done: float, message: str) -> None:
+        """Tell the user how far this step is: `done` from 0 to 1."""
+
+
+class Step(Frozen, ABC):
+    """Base of every step. A subclass adds fields (the YAML keys) and `run`.
+
+    A step keeps nothing on itself, never changes its input and writes only to `ctx.out`.
+    """
+
+    step: str
+    id: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of this step in the graph; its kind when left out")
+    after: tuple[str, ...] | None = Field(None, description="ids of the steps this one follows; the one above when left out")
+    target: str | None = Field(None, description="name of the one target this step is for; all that it can reach when left out")
+    timeout_s: float | None = Field(None, gt=0, description="seconds after which the step is ended as an error")
+    memory_limit_gb: float | None = Field(None, gt=0, description="memory above which the step is ended as an error")
+
+    accepts: ClassVar[frozenset[Format]] = frozenset(Format)
+    """Formats it takes; where the model has another, the plan inserts `export`."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose versions are part of the cache key and whose absence is an objection."""
+    transforms: ClassVar[bool] = True
+    """Whether it writes a model. One that does not passes its input on."""
+    per_target: ClassVar[bool] = False
+    """Whether it runs once for each target."""
+    measures: ClassVar[bool] = False
+    """Whether its result holds only on this hardware: the key then holds the fingerprint, and it runs alone on the device."""
+    needs_baselines: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
+    """Whether it takes several models at once."""
+    uses_data: ClassVar[tuple[str, ...]] = ()
+    """Which of `calibration` and `validation` it may read."""
+
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"id", "after", "target", "timeout_s", "memory_limit_gb", "gates"})
+    """Fields that cannot change what `run` writes."""
+
+    def resolve(self, where: Where) -> Self:
+        """The same step with every `auto` replaced by what it means here. Pure; shown by the plan and part of the key."""
+        return self
+
+    def check(self, where: Where) -> list[str]:
+        """Objections at plan time, all of them: what depends on the hardware, the targets or the neighbouring step."""
+        return []
+
+    def produces(self, where: Where) -> Format:
+        """Format of the model that comes out."""
+        return where.format
+
+    def data_roles(self) -> tuple[str, ...]:
+        """The data this configuration of the step reads; part of the key, and required in the recipe."""
+        return self.uses_data
+
+    def library_names(self, where: Where) -> tuple[str, ...]:
+        """The distributions this configuration of the step needs."""
+        return self.libraries
+
+    @abstractmethod
+    def run(self, model: ModelArtifact, ctx: Context) -> Outcome:
+        """Do the work in this process (the caller isolates it)."""
+
+
+class MeasuringStep(Step, ABC):
+    """A step that measures and may carry gates. Gates are judged by the caller from the kept samples, so a changed bound
+    needs no new measurement."""
+
+    transforms: ClassVar[bool] = False
+    measures: ClassVar[bool] = True
+    gates: tuple[Gate, ...] = Field((), description="bounds that block a regression")
+
+    def metric_names(self, task: Task) -> Sequence[str]:
+        """Names that a gate on this step may use."""
+        return ()

@@ -1,0 +1,81 @@
+"""What a model is for: how rows become feeds, how outputs become scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ioptim.core.artifact import ModelArtifact
+from ioptim.core.base import Frozen
+from ioptim.core.metrics import Metric
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Feeds = dict[str, np.ndarray]
+    Outputs = Mapping[str, np.ndarray]
+
+
+class Table(Frozen):
+    """Rows of a data set, by column. Every column has the same length; `rows` names each row for the reader (file:line)."""
+
+    columns: Mapping[str, Sequence[Any]]
+    rows: tuple[str, ...]
+    origin: str = ""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Task(Frozen, ABC):
+    """One task with its options, as the recipe's `model.task` spells them. One file, found by its name.
+
+    A row may need several forward passes (a query and a passage): `feeds` yields examples, `score` gets their outputs in
+    the same order.
+    """
+
+    task: str
+    libraries: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[tuple[Metric, ...]]
+    """Quality metrics that `score` returns; the first is the task's headline."""
+    columns: ClassVar[Mapping[str, str]]
+    """Columns that validation data must have, with what each holds."""
+    calibration_columns: ClassVar[Mapping[str, str]]
+    """Columns that calibration data must have (no labels)."""
+    auto_class: ClassVar[str] = ""
+    """transformers' class that loads a checkpoint for this task; empty where a checkpoint cannot serve it."""
+
+    def check_table(self, table: Table, role: str) -> list[str]:
+        """Objections to the data: a missing column (lists those there are), an empty value, too few rows."""
+        wanted = self.columns if role == "validation" else self.calibration_columns
+        missing = [name for name in wanted if name not in table.columns]
+        return [
+            f"{table.origin} has no column {name!r} ({wanted[name]}); it has {', '.join(table.columns)}."
+            f" Map one with `columns: {{{name}: <its name>}}`"
+            for name in missing
+        ]
+
+    @abstractmethod
+    def examples(self, table: Table, model: ModelArtifact) -> Iterator[Feeds]:
+        """One feed per example, batch axis 1, at its natural length, for the model's input names."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Feeds], model: ModelArtifact) -> Feeds:
+        """Several examples as one batch, padded to the longest."""
+
+    @abstractmethod
+    def score(self, outputs: Sequence[Outputs], table: Table, model: ModelArtifact) -> dict[str, list[float]]:
+        """Per-row values of every metric, from the outputs of `examples` in order (batch axis 1 each).
+
+        Raises:
+            StepError: an output is missing or has another shape than the task expects; a label the model does not have.
+        """
+
+    @abstractmethod
+    def dummy_feeds(self, model: ModelArtifact, batch: int, length: int) -> Feeds:
+        """Random but valid feeds: for tracing, comparing and warming up. `length` counts tokens; vision ignores it."""
+
+    def dynamic_axes(self, model: ModelArtifact) -> dict[str, dict[int, str]]:
+        """Axes that vary, by input name: {input_ids: {0: "batch", 1: "sequence"}}."""
+        return {spec.name: {i: a for i, a in enumerate(spec.shape) if isinstance(a, str)} for spec in model.inputs}
