@@ -59,6 +59,9 @@ class ModelSource(ABC):
 class DataSource(ABC):
     """A data set that can be read."""
 
+    cheap: bool = True
+    """Whether `read` takes milliseconds and no heavy library, so that a plan may look at the rows."""
+
     @abstractmethod
     def check(self) -> list[str]:
         """Objections that can be seen without a heavy library."""

@@ -17,6 +17,7 @@ from ioptim.core.metrics import Samples
 
 if TYPE_CHECKING:
     from ioptim.core.runtime import Runtime, Session, Target
+    from ioptim.core.source import ModelSource
     from ioptim.core.target import Hardware
     from ioptim.core.task import Table, Task
 
@@ -92,12 +93,18 @@ class Context(Protocol):
     out: Path
     """An empty directory of its own: the model goes to `out/model`, anything worth keeping to `out/files`."""
     task: Task
+    source: ModelSource
+    """Where the recipe's model comes from."""
     target: Target
     """Where this node measures or compiles for; for a shared node the first target."""
     hardware: Hardware
     seed: int
     candidates: Mapping[str, ModelArtifact]
     """Every model that arrived, by node id; one except at a comparison."""
+    request: Mapping[str, Any]
+    """The JSON document this node was started with: what a process of a measuring step's own needs to open the same models."""
+    subject_worker: str
+    """`module:Class` of a worker that opens one model of `request` and runs timed blocks on it."""
     baselines: Mapping[str, ModelArtifact]
     """`source` and `runtime-fp32` (with `@target` where several targets meet)."""
 
@@ -143,6 +150,8 @@ class Step(Frozen, ABC):
     needs_baselines: ClassVar[bool] = False
     compares: ClassVar[bool] = False
     """Whether it takes several models at once."""
+    inserted_only: ClassVar[bool] = False
+    """Whether only the plan may add it; a recipe that names it is refused."""
     uses_data: ClassVar[tuple[str, ...]] = ()
     """Which of `calibration` and `validation` it may read."""
 

@@ -1,0 +1,154 @@
+"""A YAML file as plain values that know their line. Nothing in it can run code, expand without end or repeat a key unseen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ioptim.errors import Problem, RecipeError
+
+MAX_BYTES = 1 << 20
+MAX_VALUES = 50_000
+"""A recipe has a few hundred values; an alias bomb of nine lines has a billion."""
+
+Loc = tuple[str | int, ...]
+
+
+class Document:
+    """Plain data (dict, list, str, int, float, bool, None) and the line of every key and item."""
+
+    def __init__(self, data: Any, lines: dict[Loc, int], text: str = "") -> None:
+        self.data = data
+        self.lines = lines
+        self.text = text
+
+    def line(self, loc: Loc) -> int | None:
+        """Line of the value at `loc`, or of the nearest one that holds it."""
+        while loc and loc not in self.lines:
+            loc = loc[:-1]
+        return self.lines.get(loc)
+
+
+def load(path: Path) -> Document:
+    """Read a YAML file.
+
+    Raises:
+        RecipeError: not there, too large, not UTF-8, or not plain YAML; every repeated key is named at once.
+    """
+    origin = str(path)
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise RecipeError("this is a folder; name the recipe file in it", origin)
+        if size > MAX_BYTES:
+            raise RecipeError(f"the file has {size:,} bytes; a recipe has at most {MAX_BYTES:,}. Is it the right file?", origin)
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(_not_there(path), origin) from None
+    except PermissionError:
+        raise RecipeError("the file cannot be read: permission denied", origin) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"the file is not UTF-8 text (byte {error.start})", origin) from error
+    return parse(text, origin)
+
+
+def parse(text: str, origin: str = "") -> Document:
+    """The values of a YAML text; see `load` for what is refused."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    try:
+        node = loader.get_single_node()
+        builder = _Builder(loader)
+        data = builder.build(node, ()) if node is not None else None
+    except yaml.MarkedYAMLError as error:
+        raise RecipeError([_syntax_problem(error, text)], origin) from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"this is not YAML: {error}", origin) from error
+    except RecursionError as error:
+        raise RecipeError("the file is nested too deeply to be a recipe", origin) from error
+    finally:
+        loader.dispose()
+    if builder.problems:
+        raise RecipeError(builder.problems, origin)
+    return Document(data, builder.lines, text)
+
+
+class _Builder:
+    """Turns YAML nodes into plain values, counting as it goes so that aliases cannot multiply."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.lines: dict[Loc, int] = {}
+        self.problems: list[Problem] = []
+        self.count = 0
+
+    def build(self, node: Any, loc: Loc) -> Any:
+        import yaml
+
+        self.count += 1
+        if self.count > MAX_VALUES:
+            raise RecipeError(f"the file expands to more than {MAX_VALUES:,} values (aliases that multiply?)")
+        line = node.start_mark.line + 1
+        self.lines.setdefault(loc, line)
+        if isinstance(node, yaml.MappingNode):
+            return dict(self._items(node, loc))
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(child, (*loc, i)) for i, child in enumerate(node.value)]
+        return self._scalar(node, loc, line)
+
+    def _items(self, node: Any, loc: Loc) -> Iterator[tuple[str, Any]]:
+        first_lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                self.problems.append(Problem(dotted(loc), "merge keys (<<) are not accepted; write the keys out", line))
+                continue
+            key = key_node.value if isinstance(key_node.value, str) else "?"
+            if key in first_lines:
+                again = f"the key {key!r} stands twice, first on line {first_lines[key]}; keep one"
+                self.problems.append(Problem(dotted((*loc, key)), again, line))
+                continue
+            first_lines[key] = line
+            self.lines[(*loc, key)] = line
+            yield key, self.build(value_node, (*loc, key))
+
+    def _scalar(self, node: Any, loc: Loc, line: int) -> Any:
+        if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
+            self.problems.append(Problem(dotted(loc), f"the tag {node.tag} is not accepted: a recipe holds plain values only", line))
+            return None
+        value = self.loader.construct_object(node)
+        if isinstance(value, float) and not math.isfinite(value):
+            self.problems.append(Problem(dotted(loc), f"{node.value} is not a number that a recipe can use", line))
+            return None
+        if value is None or isinstance(value, str | int | float | bool):
+            return value
+        return node.value  # a date or binary: the text as written
+
+
+def dotted(loc: Loc) -> str:
+    """`steps[1].scheme`: how a place in a document is written for a reader."""
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _syntax_problem(error: Any, text: str) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else None
+    lines = text.splitlines()
+    if line and line <= len(lines) and "\t" in lines[line - 1][: len(lines[line - 1]) - len(lines[line - 1].lstrip())]:
+        return Problem("", "the line is indented with a tab; YAML takes spaces only. Replace each tab by two spaces", line)
+    what = " ".join(str(part) for part in (error.context, error.problem) if part)
+    return Problem("", f"this is not YAML: {what}", line)
+
+
+def _not_there(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no such file, and no folder {folder}"
+    others = sorted(p.name for p in folder.glob("*.y*ml"))[:10]
+    return f"there is no such file; {folder} has {', '.join(others)}" if others else "there is no such file"

@@ -1,0 +1,147 @@
+"""The far side of the process boundary: what runs inside a step's own process, rebuilt from one JSON document.
+
+`execute` writes the request and reads the answer; nothing else passes between the two processes but files in the work folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ioptim import isolate, timing
+from ioptim.core.artifact import Format, ModelArtifact, open_artifact
+from ioptim.core.metrics import write_samples
+from ioptim.core.runtime import Runtime, Session, Target
+from ioptim.core.source import DataSpec, ModelSource, ModelSpec
+from ioptim.core.step import Step
+from ioptim.core.target import Hardware
+from ioptim.core.task import Table, Task
+from ioptim.errors import UnavailableError
+from ioptim.recipe import RUNTIMES, STEPS, TASKS, RecipeTarget
+from ioptim.sources import data_source, model_source
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def run_step(request: dict[str, Any]) -> dict[str, Any]:
+    """Run one step here and return its outcome as JSON; models and files lie in the request's `out`.
+
+    Raises:
+        IoptimError: as the step raised it.
+        UnavailableError: the disk is full.
+    """
+    ctx = WorkerContext(request)
+    step: Step = STEPS[request["step"]["step"]].model_validate(request["step"], strict=False)
+    model = open_artifact(Path(request["model"])) if request["model"] else None
+    try:
+        outcome = step.run(model, ctx)  # type: ignore[arg-type]  # only Source gets None
+        if outcome.samples:
+            (ctx.out / "files").mkdir(exist_ok=True)
+            write_samples(ctx.out / "files", outcome.samples)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"the disk that holds {ctx.out} is full: nothing half-written was kept. Free some room (`ioptim cache prune`)"
+            raise UnavailableError(f"{text}, or name another folder with --home or IOPTIM_HOME") from error
+        raise
+    return outcome.model_dump(mode="json")
+
+
+class WorkerContext:
+    """`ioptim.core.step.Context` over a request."""
+
+    subject_worker = "ioptim.worker:Subject"
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        self.request = request
+        self.out = Path(request["out"])
+        self.task: Task = TASKS[request["task"]["task"]].model_validate(request["task"])
+        self.targets: dict[str, Target] = {t["name"]: RecipeTarget.model_validate(t) for t in request["targets"]}
+        self.target: Target = self.targets[request["target"]]
+        self.hardware = Hardware.model_validate(request["hardware"])
+        self.seed: int = request["seed"]
+        self.candidates = {name: open_artifact(Path(path)) for name, path in request["candidates"].items()}
+        self.baselines = {name: open_artifact(Path(path)) for name, path in request["baselines"].items()}
+        self._base = Path(request["base"])
+        self._root = Path(request["root"]) if request["root"] else None
+
+    @cached_property
+    def source(self) -> ModelSource:
+        return model_source(ModelSpec.model_validate(self.request["model_source"]), self._base, self._root)
+
+    def table(self, role: str) -> Table:
+        return data_source(DataSpec.model_validate(self.request["data"][role]), self._base, self._root).read()
+
+    def target_of(self, model: ModelArtifact) -> Target:
+        return self.targets[model.facts["target"]] if "target" in model.facts else self.target
+
+    def runtime_for(self, model: ModelArtifact) -> Runtime:
+        if "runtime" in model.facts:
+            return self.target_of(model).runtime
+        if model.format is not Format.TORCH and model.format in self.target.runtime.accepts:
+            return self.target.runtime
+        # Nothing has compiled it: the plainest runtime of its format, which for a torch model is eager fp32.
+        return RUNTIMES[_PLAIN[model.format]]()
+
+    def open(self, model: ModelArtifact) -> Session:
+        return self.runtime_for(model).open(model, self.target_of(model))
+
+    def progress(self, done: float, message: str) -> None:
+        isolate.progress(done, message)
+
+
+_PLAIN = {
+    Format.TORCH: "torch",
+    Format.ONNX: "onnxruntime",
+    Format.OPENVINO: "openvino",
+    Format.TENSORRT: "tensorrt",
+    Format.NULL: "null",
+}
+
+
+class Subject:
+    """One model of a benchmark, alone in its process: opened once, then timed block by block."""
+
+    def __init__(self, argument: Mapping[str, Any]) -> None:
+        self.ctx = WorkerContext(argument["request"])
+        self.model = open_artifact(Path(argument["model"]))
+        start = time.perf_counter()
+        self.session = self.ctx.open(self.model)
+        self.load_s = time.perf_counter() - start
+        self.first_inference_s = 0.0
+        self.feeds: Sequence[Mapping[str, np.ndarray]] = ()
+        self.position = 0
+
+    def prepare(self, argument: Mapping[str, Any]) -> dict[str, Any]:
+        """Build the feeds before any clock runs: `batch_size` rows each, padded as `padding` says, from `limit` rows."""
+        task, batch_size = self.ctx.task, argument["batch_size"]
+        examples = []
+        for example in task.examples(self.ctx.table("validation"), self.model):
+            examples.append(example)
+            if len(examples) == argument.get("limit"):
+                break
+        batches = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
+        full = [batch for batch in batches if len(batch) == batch_size] or batches
+        self.feeds = [batch[0] if batch_size == 1 else task.collate(batch, self.model) for batch in full]
+        self.position = 0
+        if not self.first_inference_s:
+            start = time.perf_counter()
+            self.session.run(self.feeds[0])
+            self.first_inference_s = time.perf_counter() - start
+        return {"examples": len(examples), "feeds": len(self.feeds), "rows": sum(len(batch) for batch in full)}
+
+    def block(self, argument: Mapping[str, Any]) -> list[float]:
+        """Seconds of each of `n` calls, going on through the feeds where the last block stopped."""
+        samples = timing.timed_block(self.session.run, self.feeds, argument["n"], self.position)
+        self.position += argument["n"]
+        return list(samples)
+
+    def startup(self, _: Any = None) -> dict[str, float]:
+        return {"load_s": self.load_s, "first_inference_s": self.first_inference_s}
+
+    def facts(self, _: Any = None) -> dict[str, Any]:
+        return dict(self.session.facts)
