@@ -1,0 +1,50 @@
+"""What every process of ioptim sets before it imports a library: no telemetry, no chatter. Standard library only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+
+FORCED: Mapping[str, str] = {
+    # MLflow honours the word `true` only; huggingface_hub and Prefect take it too.
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+"""Telemetry off, whatever the caller's environment says."""
+
+PREFERRED: Mapping[str, str] = {
+    # The console stays ours; the same records still reach Prefect's API, so its UI shows them.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    # A connection lost at exit is retried for a minute otherwise.
+    "PREFECT_CLIENT_MAX_RETRIES": "2",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # A tracking server that is away must not hold the run: the defaults are 7 tries of 120 s.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # The tokenizer's threads would compete with the model being measured, and warn after a fork.
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Defaults that the caller's environment may change."""
+
+NOISY_LOGGERS = ("mlflow", "alembic")
+
+
+def quiet_environment() -> None:
+    """Switch off telemetry and chatter of every library that may be imported later, here and in child processes.
+
+    Call it before any heavy import: Prefect and MLflow read their settings once.
+    """
+    os.environ.update(FORCED)
+    for name, value in PREFERRED.items():
+        os.environ.setdefault(name, value)
+    # OpenVINO and NNCF send events through this package unless a file in the user's home forbids it, and have no variable
+    # for it. Both do without when it cannot be imported.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)

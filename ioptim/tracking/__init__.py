@@ -1,0 +1,1 @@
+"""Where runs are remembered: `local` (the run folder, always) and `mlflow`."""

@@ -1,0 +1,218 @@
+"""The run folder: `<home>/runs/<run_id>/`. It is the truth about a run; every tracker can be filled from it again.
+
+    run.json            the RunRecord, rewritten as a whole each time something ends
+    recipe.yaml         the recipe as read
+    report.html         written by the report
+    logs/               captured output, one file per node
+    owner.json          host, pid and start time of the process; there only while the run goes
+    tracking.pending    an empty file, there while the run still has to be uploaded
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ioptim.core.artifact import write_json
+from ioptim.core.record import NodeRecord, RunRecord, Status
+from ioptim.errors import ExitCode, UnavailableError
+
+RECORD = "run.json"
+RECIPE = "recipe.yaml"
+REPORT = "report.html"
+LOGS = "logs"
+OWNER = "owner.json"
+PENDING = "tracking.pending"
+SHOWN = 5
+"""Runs listed when one that was asked for is not there."""
+
+UNFINISHED = (Status.PENDING, Status.RUNNING)
+
+logger = logging.getLogger(__name__)
+
+
+def new_run_id(recipe: str) -> str:
+    """A name that sorts by time, says what it is of and is new: 20261121-081832-bert-int8-3f2a91 (UTC)."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe)[:60]
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}-{secrets.token_hex(3)}"
+
+
+def runs_folder(home: Path) -> Path:
+    return home / "runs"
+
+
+def run_folder(home: Path, run_id: str) -> Path:
+    return runs_folder(home) / run_id
+
+
+def create_run(home: Path, run: RunRecord) -> Path:
+    """Make the folder of a new run, owned by this process, and return it.
+
+    Raises:
+        UnavailableError: the home folder cannot be written.
+    """
+    folder = run_folder(home, run.run_id)
+    try:
+        (folder / LOGS).mkdir(parents=True)
+        (folder / RECIPE).write_text(run.recipe_text)
+        write_json(folder / OWNER, _this_process())
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot write the run to {folder}: {error.strerror or error}. Make it writable or choose another folder with --home"
+        ) from error
+    write_run(home, run)
+    return folder
+
+
+def write_run(home: Path, run: RunRecord) -> None:
+    """Replace run.json; a crash leaves the record before or the one after. One writer at a time."""
+    folder = run_folder(home, run.run_id)
+    finished = run.status not in UNFINISHED
+    try:
+        if finished and run.tracking.state == "pending":
+            (folder / PENDING).touch()
+        write_json(folder / RECORD, run.model_dump(mode="json"))
+        if finished:
+            (folder / OWNER).unlink(missing_ok=True)
+            if run.tracking.state != "pending":
+                (folder / PENDING).unlink(missing_ok=True)
+    except OSError as error:
+        raise UnavailableError(f"cannot write {folder / RECORD}: {error.strerror or error}") from error
+
+
+def read_run(home: Path, which: str | Path) -> RunRecord:
+    """A run by id, by the start of its id, by path (folder or run.json) or `latest`.
+
+    Raises:
+        UnavailableError: there is no such run (the most recent ones are named), several begin so, or the record is damaged.
+    """
+    path = Path(which)
+    if path.name == RECORD and path.is_file():
+        return _read(path)
+    if (path / RECORD).is_file():
+        return _read(path / RECORD)
+    ids = list(_run_ids(home))
+    if which == "latest" and ids:
+        return _read(run_folder(home, ids[0]) / RECORD)
+    matches = [run_id for run_id in ids if run_id == str(which)] or [i for i in ids if str(which) and i.startswith(str(which))]
+    if len(matches) == 1:
+        return _read(run_folder(home, matches[0]) / RECORD)
+    if matches:
+        raise UnavailableError(f"{len(matches)} runs begin with {str(which)!r}: {_listed(matches)}. Write more of the id")
+    there = f"The latest are {_listed(ids)}" if ids else "There are none yet; `ioptim run RECIPE` makes one"
+    raise UnavailableError(f"there is no run {str(which)!r} in {runs_folder(home)}. {there}")
+
+
+def list_runs(home: Path, limit: int | None = None) -> list[RunRecord]:
+    """Runs, the newest first. A record that cannot be read is left out with a warning in the log."""
+    found: list[RunRecord] = []
+    for run_id in _run_ids(home):
+        if limit is not None and len(found) >= limit:
+            break
+        try:
+            found.append(_read(run_folder(home, run_id) / RECORD))
+        except UnavailableError as error:
+            logger.warning("%s", error)
+    return found
+
+
+def pending(home: Path) -> list[RunRecord]:
+    """Finished runs that a tracker could not be told about, the oldest first."""
+    folders = sorted(path.parent for path in runs_folder(home).glob(f"*/{PENDING}"))
+    runs = [_read(folder / RECORD) for folder in folders]
+    return [run for run in runs if run.status not in UNFINISHED and run.tracking.state == "pending"]
+
+
+def reap(home: Path) -> list[RunRecord]:
+    """Close the runs of this host whose process is gone: they become INTERRUPTED. Returns them as they are now."""
+    closed = []
+    for owner in sorted(runs_folder(home).glob(f"*/{OWNER}")):
+        record = owner.parent / RECORD
+        if not _gone(owner):
+            continue
+        if not record.is_file():  # killed between making the folder and the first record: there is nothing to tell
+            owner.unlink(missing_ok=True)
+            continue
+        run = _read(record)
+        if run.status in UNFINISHED:
+            last_sign = datetime.fromtimestamp(record.stat().st_mtime, UTC).isoformat(timespec="seconds")
+            run = interrupted(run, last_sign)
+            closed.append(run)
+        write_run(home, run)
+    return closed
+
+
+def interrupted(run: RunRecord, finished: str) -> RunRecord:
+    """The run as it is when it was ended from outside: what was running is INTERRUPTED, what had not begun is SKIPPED."""
+    nodes = tuple(_interrupted_node(node) for node in run.nodes)
+    return run.model_copy(
+        update={"status": Status.INTERRUPTED, "exit_code": ExitCode.INTERRUPTED, "finished": finished, "nodes": nodes}
+    )
+
+
+def _interrupted_node(node: NodeRecord) -> NodeRecord:
+    new = {Status.RUNNING: Status.INTERRUPTED, Status.PENDING: Status.SKIPPED}.get(node.status, node.status)
+    return node.model_copy(update={"status": new})
+
+
+def _run_ids(home: Path) -> Iterator[str]:
+    """Ids that have a record, the newest first."""
+    for path in sorted(runs_folder(home).glob(f"*/{RECORD}"), reverse=True):
+        yield path.parent.name
+
+
+def _listed(ids: list[str]) -> str:
+    more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+    return ", ".join(ids[:SHOWN]) + more
+
+
+def _read(path: Path) -> RunRecord:
+    try:
+        return RunRecord(**json.loads(path.read_text()))
+    except (OSError, ValueError, ValidationError) as error:
+        raise UnavailableError(f"the record {path} cannot be read: {error}") from error
+
+
+def _this_process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "process": _process_identity(os.getpid())}
+
+
+def _gone(owner: Path) -> bool:
+    """Whether the process named in an owner file ran on this host and has ended. On another host: nobody can tell, so no."""
+    try:
+        process = json.loads(owner.read_text())
+    except (OSError, ValueError):
+        return False  # just removed, or not ours to judge
+    if process["host"] != socket.gethostname():
+        return False
+    return _process_identity(process["pid"]) != process["process"]
+
+
+def _process_identity(pid: int) -> str | None:
+    """What no later process of the same number shares: boot and start time. None when there is no such process."""
+    proc = Path("/proc")
+    if not (proc / "self" / "stat").exists():  # not Linux: the number alone
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass
+        return str(pid)
+    try:
+        # The name in parentheses may hold spaces; field 22 (start time in ticks since boot) is the 20th after it, 3 is the state.
+        fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        boot = (proc / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else f"{boot}/{fields[19]}"
