@@ -1,0 +1,1 @@
+"""The commands of `ioptim`, one file each: `main(args) -> ExitCode`."""
