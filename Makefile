@@ -58,7 +58,7 @@ constraints:
 	.venv-constraints/bin/python -m pip install --quiet --progress-bar off '.[cpu,demo,dev]'
 	.venv-constraints/bin/python -m pip check
 	{ sed '/^[^#]/,$$d' constraints.txt; \
-	  .venv-constraints/bin/python -m pip freeze --exclude ioptim | sed 's/+cpu$$//'; } > constraints.new
+	  .venv-constraints/bin/python -m pip freeze --all --exclude pip --exclude ioptim | sed 's/+cpu$$//'; } > constraints.new
 	mv constraints.new constraints.txt
 	rm -rf .venv-constraints
 
