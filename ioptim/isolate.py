@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +58,7 @@ def call(
     `end_all` ends it from another.
 
     Raises:
+        KeyboardInterrupt: as it reaches this thread, or `end_all` was called; the process has been ended.
         IoptimError: the one that the function raised, of the same class.
         StepError: any other exception, a crash, a limit; with the last lines of the log. The traceback is in the log only.
     """
@@ -69,17 +70,25 @@ def call(
 class Worker:
     """An object that lives in a process of its own, with methods that take and return one JSON value.
 
-    Create and use it in one thread: on Linux the process ends with the thread that started it.
+    Create and use it in one thread: on Linux the process ends with the thread that started it. `cpus` are the logical CPUs it may
+    run on, set before anything is imported, so that every thread pool of every library sees them (Linux; elsewhere all of them).
 
     Raises:
         StepError: see `call`; from the constructor when the object's own constructor failed.
     """
 
     def __init__(
-        self, target: str, argument: Any, *, log: Path, limits: Limits | None = None, env: Mapping[str, str] | None = None
+        self,
+        target: str,
+        argument: Any,
+        *,
+        log: Path,
+        limits: Limits | None = None,
+        env: Mapping[str, str] | None = None,
+        cpus: Iterable[int] | None = None,
     ) -> None:
         self._child = _Child(log, limits or Limits(), env)
-        self._ask({"target": target, "argument": argument, "keep": True})
+        self._ask({"target": target, "argument": argument, "keep": True, "cpus": sorted(cpus or ())})
 
     def call(self, method: str, argument: Any = None) -> Any:
         """Call a method of the object, waking the process if it is paused. Any error ends the process."""
@@ -116,6 +125,10 @@ class Worker:
         """Most memory that was ever resident in the process, mapped files counted; None where the system does not tell it."""
         return _peak_memory(self._child.process.pid)
 
+    def cpu_seconds(self) -> float | None:
+        """CPU time that the process has used so far, all threads; None where the system does not tell it."""
+        return _cpu_seconds(self._child.process.pid)
+
     def close(self) -> None:
         """End the process; harmless when it has ended."""
         self._child.end()
@@ -128,10 +141,13 @@ class Worker:
 
 
 def end_all() -> None:
-    """End every live process that this one started here, whichever thread waits for it; that thread gets a `StepError`."""
+    """End every live process that this one started here; each thread that waits for one gets a `KeyboardInterrupt`.
+
+    For the main thread, which alone is told of a Ctrl-C, when other threads wait for the processes.
+    """
     children = list(_live)
     for child in children:
-        child.why_ended = child.why_ended or "was ended because the run was interrupted"
+        child.interrupted = True
         child.signal_group(signal.SIGCONT)
         child.signal_group(signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
@@ -160,7 +176,7 @@ class _Child:
         self.log = log
         self.paused = False
         self.ended = False
-        self.why_ended = ""
+        self.interrupted = False
         self._buffer = bytearray()
         request_end, self._request = os.pipe()
         self._response, response_end = os.pipe()
@@ -201,6 +217,7 @@ class _Child:
 
         Raises:
             IoptimError: see `call`.
+            KeyboardInterrupt: `end_all` ended the process.
         """
         for message in self._messages():
             if "progress" in message:
@@ -210,10 +227,12 @@ class _Child:
                 raise self._error(message)
             else:
                 return message["result"]
+        if self.interrupted:
+            raise KeyboardInterrupt
         raise StepError(self._with_tail(self._how_it_ended()))
 
     def _messages(self) -> Iterator[dict[str, Any]]:
-        """Messages as they come, until the process is gone. Ends it where it passes a limit."""
+        """Messages as they come, until the process is gone or passes a limit."""
         deadline = None if self.limits.seconds is None else time.monotonic() + self.limits.seconds
         while True:
             gone = self.process.poll() is not None  # asked before reading: its last words are still in the pipe
@@ -224,8 +243,7 @@ class _Child:
             elif ready or gone:
                 return
             if why := self._over_limit(deadline):
-                self.why_ended = why
-                return
+                raise StepError(self._with_tail(f"the process {why}"))
 
     def _whole_lines(self, chunk: bytes) -> Iterator[dict[str, Any]]:
         head, newline, rest = chunk.rpartition(b"\n")
@@ -256,8 +274,6 @@ class _Child:
     def _how_it_ended(self) -> str:
         self.end()
         code = self.process.returncode
-        if self.why_ended:
-            return f"the process {self.why_ended}"
         if code == -signal.SIGKILL:
             return "the process was killed, probably out of memory"
         if code < 0:
@@ -303,11 +319,11 @@ def tree_memory(pid: int) -> int:
         return _tree_memory_elsewhere(pid)
     pages, waiting = 0, [pid]
     while waiting:
-        folder = f"/proc/{waiting.pop()}"
+        folder = Path(f"/proc/{waiting.pop()}")
         with contextlib.suppress(OSError):  # it ended meanwhile
-            pages += int(Path(folder, "statm").read_text().split()[1])
-            for thread in os.listdir(f"{folder}/task"):
-                waiting += map(int, Path(folder, "task", thread, "children").read_text().split())
+            pages += int((folder / "statm").read_text().split()[1])
+            for thread in (folder / "task").iterdir():
+                waiting += map(int, (thread / "children").read_text().split())
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -328,6 +344,13 @@ def _peak_memory(pid: int) -> int | None:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    return None
+
+
+def _cpu_seconds(pid: int) -> float | None:
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime: see proc(5)
     return None
 
 
@@ -352,7 +375,7 @@ def _size(count: int) -> str:
 
 def _module_path() -> str:
     """This process's module path, so that the other finds the same modules however this one was started."""
-    return os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    return os.pathsep.join(str(Path(path).absolute()) for path in sys.path)
 
 
 # ---------------------------------------------------------------- the process's side
@@ -400,11 +423,13 @@ def main(request_fd: int, response_fd: int, parent: int) -> None:
             if "method" in request:
                 result = getattr(kept, request["method"])(request["argument"])
             else:
+                if request.get("cpus") and hasattr(os, "sched_setaffinity"):
+                    os.sched_setaffinity(0, request["cpus"])
                 result = _resolve(request["target"])(request["argument"])
                 if request.get("keep"):
                     kept, result = result, None
             reply = json.dumps({"result": result})
-        except BaseException as error:  # whatever it is, the parent is told
+        except BaseException as error:  # noqa: BLE001  # whatever it is, the parent is told
             reply = json.dumps(_describe(error))
         _flush()
         _channel.send(reply.encode())
