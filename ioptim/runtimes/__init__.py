@@ -1,0 +1,1 @@
+"""What executes a model: one file per runtime, found by its name."""
