@@ -1,0 +1,257 @@
+"""What a gate answers, and the sentence that a user reads."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from ioptim.core.gate import Gate, GateResult, Verdict
+from ioptim.core.metrics import Kind, Metric, Samples
+from ioptim.errors import PlanError
+from ioptim.gates import judge
+
+pytest.importorskip("numpy")
+
+ACCURACY = Metric(name="accuracy", higher_is_better=True, description="rows answered correctly")
+NDCG = Metric(name="ndcg_at_10", higher_is_better=True, description="ranking")
+LOSS = Metric(name="loss", higher_is_better=False, description="mean loss")
+LATENCY = Metric(name="latency_p50_ms", higher_is_better=False, description="median time", unit="ms")
+THROUGHPUT = Metric(name="throughput_per_s", higher_is_better=True, description="rows in a second", unit="rows/s")
+SIZE = Metric(name="size_bytes", higher_is_better=False, description="on disk", unit="bytes")
+
+
+def answers(rows: int, right: int, lost: int = 0, won: int = 0) -> dict[str, tuple[float | None, ...]]:
+    """Source right on the first `right` rows; the candidate loses `lost` of them and wins `won` of the others."""
+    source = [1.0] * right + [0.0] * (rows - right)
+    candidate = [0.0] * lost + source[lost:right] + [1.0] * won + source[right + won :]
+    return {"int8": tuple(candidate), "source": tuple(source)}
+
+
+def accuracy(rows: int = 872, right: int = 773, lost: int = 0, won: int = 0) -> Samples:
+    return Samples(metric=ACCURACY, kind=Kind.PAIRED_ROWS, values=answers(rows, right, lost, won))
+
+
+def scores(metric: Metric, kind: Kind, **values: list[float] | list[float | None]) -> Samples:
+    return Samples(metric=metric, kind=kind, values={name.replace("_", "-"): tuple(column) for name, column in values.items()})
+
+
+def one(samples: Samples, **bound: object) -> GateResult:
+    (result,) = judge(Gate(metric=samples.metric.name, **bound), [samples], ["int8"])
+    return result
+
+
+def blocks(centre: float, n: int = 20, seed: int = 0) -> list[float]:
+    rng = random.Random(seed)
+    return [centre * rng.uniform(0.95, 1.05) for _ in range(n)]
+
+
+# --- rows of 0 and 1
+
+
+def test_a_drop_well_inside_passes() -> None:
+    result = one(accuracy(lost=9, won=6), max_drop=0.02)
+    assert result.verdict is Verdict.PASS
+    assert result.reason == (
+        "accuracy of int8 fell by 0.00344 against source (0.8865 to 0.883;"
+        " 95 % interval of the drop -0.00592 to 0.0135, 872 rows): inside max_drop 0.02"
+    )
+    assert (result.n, result.candidate, result.baseline) == (872, "int8", "source")
+    assert result.candidate_value == pytest.approx(770 / 872)
+    assert result.estimate == pytest.approx(3 / 872)
+
+
+def test_a_drop_wholly_outside_fails() -> None:
+    result = one(accuracy(lost=40, won=5), max_drop=0.01)
+    assert result.verdict is Verdict.FAIL
+    assert result.reason.endswith("95 % interval of the drop 0.0264 to 0.0567, 872 rows): outside max_drop 0.01")
+
+
+def test_what_the_rows_cannot_tell_is_undecided_and_names_the_rows_that_could() -> None:
+    result = one(accuracy(lost=9, won=6), max_drop=0.01)
+    assert result.verdict is Verdict.UNDECIDED
+    assert result.reason.endswith(": undecided against max_drop 0.01; about 1 900 rows would decide at this rate")
+    again = one(accuracy(rows=1900, right=1684, lost=20, won=14), max_drop=0.01)
+    assert again.verdict is Verdict.PASS
+
+
+def test_an_estimate_on_the_bound_can_never_be_decided() -> None:
+    result = one(accuracy(rows=1000, right=900, lost=15, won=5), max_drop=0.01)
+    assert result.verdict is Verdict.UNDECIDED
+    assert result.reason.endswith("no number of rows would decide, for the estimate sits on the bound")
+
+
+def test_a_rate_close_to_the_bound_needs_more_rows_than_anyone_has() -> None:
+    result = one(accuracy(rows=1000, right=900, lost=15, won=5), max_drop=0.010001)
+    assert result.reason.endswith("more than 10 000 000 rows would be needed at this rate")
+
+
+@pytest.mark.parametrize("max_drop", [0.0, 0.001, 0.01])
+def test_the_same_answer_on_every_row_passes_any_bound(max_drop: float) -> None:
+    result = one(accuracy(), max_drop=max_drop)
+    assert result.verdict is Verdict.PASS
+    assert result.reason.startswith(
+        "accuracy of int8 is source's on every row (0.8865; 95 % interval -0.00439 to 0.00439, 872 rows)"
+    )
+    assert result.reason.endswith("too few to rule out more") is (max_drop < 0.004)
+
+
+def test_an_identical_candidate_never_fails_in_100_repetitions() -> None:
+    rng = random.Random(1)
+    for _ in range(100):
+        column = [float(rng.random() < 0.9) for _ in range(200)]
+        assert one(scores(ACCURACY, Kind.PAIRED_ROWS, int8=column, source=column), max_drop=0.01).verdict is Verdict.PASS
+        column = [rng.random() for _ in range(30)]
+        assert one(scores(NDCG, Kind.PAIRED_ROWS, int8=column, source=column), max_drop=0.0).verdict is Verdict.PASS
+
+
+def test_an_equally_fast_candidate_is_not_called_slower_in_100_repetitions() -> None:
+    """Two-sided 95 %: a false alarm in 2.5 % of the repetitions, fewer because the interval of the median is conservative."""
+    verdicts = []
+    for seed in range(100):
+        pair = scores(LATENCY, Kind.BLOCKS, int8=blocks(2.0, seed=seed), source=blocks(2.0, seed=1000 + seed))
+        verdicts.append(one(pair, max_ratio=1.0).verdict)
+    assert verdicts.count(Verdict.FAIL) <= 4
+    assert verdicts.count(Verdict.PASS) <= 6
+
+
+def test_all_rows_right_in_both() -> None:
+    assert one(accuracy(rows=100, right=100), max_drop=0.01).verdict is Verdict.PASS
+
+
+def test_too_few_rows_for_any_verdict() -> None:
+    result = one(accuracy(rows=9, right=9), max_drop=0.5)
+    assert result.verdict is Verdict.UNDECIDED
+    assert result.reason == "9 rows of accuracy cannot decide at 95 % confidence: at least 10 can"
+    assert one(scores(ACCURACY, Kind.PAIRED_ROWS, int8=[], source=[]), max_drop=0.5).verdict is Verdict.UNDECIDED
+
+
+@pytest.mark.parametrize("hole", [None, float("nan")])
+def test_rows_without_a_number_fail(hole: float | None) -> None:
+    holed = scores(NDCG, Kind.PAIRED_ROWS, int8=[hole, 0.5, hole] + [0.5] * 20, source=[0.5] * 23)
+    result = one(holed, max_drop=1)
+    assert result.verdict is Verdict.FAIL
+    assert result.reason == "ndcg_at_10 of int8 is not a number in 2 of 23 rows"
+
+
+def test_confidence_moves_the_verdict() -> None:
+    assert one(accuracy(lost=9, won=6), max_drop=0.01, confidence=0.75).verdict is Verdict.PASS
+
+
+# --- scores, blocks, exact values
+
+
+def test_continuous_scores() -> None:
+    rng = random.Random(2)
+    source = [rng.random() for _ in range(400)]
+    near = [max(0.0, s - rng.choice([0, 0, 0, 0, 0.05, -0.04])) for s in source]
+    result = one(scores(NDCG, Kind.PAIRED_ROWS, int8=near, source=source), max_drop=0.01)
+    assert result.verdict is Verdict.PASS
+    assert result.interval is not None and result.interval[0] < result.estimate < result.interval[1] < 0.01
+    far = [s - 0.1 for s in near]
+    assert one(scores(NDCG, Kind.PAIRED_ROWS, int8=far, source=source), max_drop=0.01).verdict is Verdict.FAIL
+
+
+def test_every_row_lower_by_exactly_the_bound_passes() -> None:
+    lower = scores(NDCG, Kind.PAIRED_ROWS, int8=[0.4] * 20, source=[0.5] * 20)
+    assert one(lower, max_drop=0.1).verdict is Verdict.PASS
+    assert one(lower, max_drop=0.099).verdict is Verdict.FAIL
+
+
+def test_a_drop_is_worse_whichever_way_the_metric_points() -> None:
+    result = one(scores(LOSS, Kind.PAIRED_ROWS, int8=[0.5] * 20, source=[0.3] * 20), max_drop=0.1)
+    assert result.verdict is Verdict.FAIL
+    assert result.reason.startswith("loss of int8 rose by 0.2 against source (0.3 to 0.5;")
+
+
+def test_a_speedup_is_judged_block_by_block() -> None:
+    pair = scores(LATENCY, Kind.BLOCKS, int8=blocks(1.0), source=blocks(2.9, seed=1))
+    result = one(pair, min_speedup=2.2)
+    assert result.verdict is Verdict.PASS
+    assert "int8 is 2.8" in result.reason and "times as fast as source in latency_p50_ms (" in result.reason
+    assert ", 20 blocks): meets min_speedup 2.2" in result.reason
+    assert one(pair, min_speedup=4).verdict is Verdict.FAIL
+    assert one(pair, max_ratio=0.5).verdict is Verdict.PASS
+
+
+def test_throughput_speeds_up_the_other_way() -> None:
+    pair = scores(THROUGHPUT, Kind.BLOCKS, int8=blocks(200), source=blocks(100, seed=1))
+    assert one(pair, min_speedup=1.5).verdict is Verdict.PASS
+
+
+def test_blocks_cancel_a_drift_that_both_saw() -> None:
+    """The machine slows down fivefold during the run: the ratio of each block does not move."""
+    drift = [1 + i / 5 for i in range(20)]
+    pair = scores(LATENCY, Kind.BLOCKS, int8=[d * 1.0 for d in drift], source=[d * 2.0 for d in drift])
+    assert one(pair, max_ratio=0.51).verdict is Verdict.PASS
+
+
+def test_too_few_blocks() -> None:
+    result = one(scores(LATENCY, Kind.BLOCKS, int8=[1.0] * 5, source=[2.0] * 5), max_ratio=0.9)
+    assert (result.verdict, result.reason) == (
+        Verdict.UNDECIDED,
+        "5 blocks of latency_p50_ms cannot decide at 95 % confidence: at least 6 can",
+    )
+
+
+def test_exact_values_need_no_interval() -> None:
+    size = scores(SIZE, Kind.EXACT, int8=[25e6], source=[100e6])
+    result = one(size, max_ratio=0.25)
+    assert (result.verdict, result.interval) == (Verdict.PASS, None)
+    assert result.reason == "size_bytes of int8 is 0.25 times source's (25 MB against 100 MB): inside max_ratio 0.25"
+    assert one(size, max_ratio=0.24).verdict is Verdict.FAIL
+    assert one(size, max_value=20e6).reason == "size_bytes of int8 is 25 MB: outside max_value 20 MB"
+
+
+@pytest.mark.parametrize(("bound", "verdict"), [(0.85, "pass"), (0.88, "undecided"), (0.95, "fail")])
+def test_a_value_alone(bound: float, verdict: str) -> None:
+    result = one(accuracy(), min_value=bound)
+    assert result.verdict == verdict
+    assert result.baseline is None and result.baseline_value is None
+
+
+def test_a_ratio_to_zero_is_undecided() -> None:
+    result = one(scores(SIZE, Kind.EXACT, int8=[25e6], source=[0.0]), max_ratio=0.25)
+    assert (result.verdict, result.reason) == (Verdict.UNDECIDED, "size_bytes of source is zero or negative: it has no ratio")
+
+
+# --- who is judged, and what is refused
+
+
+def test_unknown_metric_lists_those_measured() -> None:
+    with pytest.raises(PlanError) as refused:
+        judge(Gate(metric="acuracy", max_drop=0.1), [accuracy()], ["int8"])
+    assert str(refused.value) == "gate: no metric 'acuracy' was measured; there are accuracy (did you mean 'accuracy'?)"
+
+
+def test_unknown_baseline_and_candidate_list_those_measured() -> None:
+    with pytest.raises(PlanError) as refused:
+        judge(Gate(metric="accuracy", max_drop=0.1, baseline="runtime-fp32"), [accuracy()], ["int8"])
+    assert str(refused.value) == "gate on accuracy: no baseline 'runtime-fp32' was measured; there are int8, source"
+    with pytest.raises(PlanError) as refused:
+        judge(Gate(metric="accuracy", max_drop=0.1, candidate="int4"), [accuracy()], ["int8"])
+    assert str(refused.value) == "gate on accuracy: no candidate 'int4' was measured; there are int8 (did you mean 'int8'?)"
+
+
+def test_a_bound_that_does_not_fit_says_which_do() -> None:
+    with pytest.raises(PlanError, match="max_drop does not fit this metric; use one of max_ratio, min_ratio, min_speedup,"):
+        one(scores(LATENCY, Kind.BLOCKS, int8=blocks(1), source=blocks(2)), max_drop=1)
+
+
+def test_every_candidate_is_judged_unless_one_is_named_or_is_the_baseline() -> None:
+    sample = scores(SIZE, Kind.EXACT, one=[1.0], two=[3.0], source=[2.0])
+    results = judge(Gate(metric="size_bytes", max_ratio=1), [sample], ["one", "two"])
+    assert [(r.candidate, r.verdict) for r in results] == [("one", Verdict.PASS), ("two", Verdict.FAIL)]
+    (named,) = judge(Gate(metric="size_bytes", max_ratio=1, candidate="two"), [sample], ["one", "two"])
+    assert named.candidate == "two"
+    (versus,) = judge(Gate(metric="size_bytes", max_ratio=1, baseline="two"), [sample], ["one", "two"])
+    assert (versus.candidate, versus.baseline) == ("one", "two")
+
+
+def test_a_model_is_not_its_own_baseline() -> None:
+    with pytest.raises(PlanError, match="the only candidate is its own baseline, 'int8'; name another baseline"):
+        one(accuracy(), max_drop=0.1, baseline="int8")
+
+
+def test_verdicts_are_deterministic() -> None:
+    assert one(accuracy(lost=9, won=6), max_drop=0.01) == one(accuracy(lost=9, won=6), max_drop=0.01)

@@ -1,0 +1,107 @@
+"""Intervals against their definitions, against SciPy, and by how often they hold the truth."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+
+from ioptim import intervals
+
+np = pytest.importorskip("numpy")
+
+
+def test_tango_without_a_differing_row_has_its_closed_form() -> None:
+    """Nobody differs in 872 rows: the interval is ± z² / (n + z²), not of width zero."""
+    low, high = intervals.tango(0, 0, 872, 0.95)
+    z2 = 1.959963985**2
+    assert high == pytest.approx(z2 / (872 + z2), rel=1e-6)
+    assert low == pytest.approx(-high)
+
+
+def test_tango_is_the_score_test_turned_round() -> None:
+    """At both ends the score statistic under the likelihood maximised by brute force is z."""
+    lost, won, rows = 15, 6, 200
+    for end in intervals.tango(lost, won, rows, 0.95):
+        share = np.linspace(max(0, -end), (1 - end) / 2, 200_001)[1:-1]  # of rows won; of rows lost: share + end
+        likelihood = lost * np.log(share + end) + won * np.log(share) + (rows - lost - won) * np.log(1 - 2 * share - end)
+        best = share[likelihood.argmax()]
+        statistic = (lost - won - rows * end) / math.sqrt(rows * (2 * best + end - end**2))
+        assert abs(statistic) == pytest.approx(1.96, abs=0.001)
+
+
+def test_tango_stays_inside_and_turns_with_its_arguments() -> None:
+    assert intervals.tango(50, 0, 50, 0.95)[1] == pytest.approx(1)
+    low, high = intervals.tango(9, 3, 100, 0.95)
+    assert intervals.tango(3, 9, 100, 0.95) == pytest.approx((-high, -low))
+
+
+def test_tango_covers_95_percent_of_10000_pairs() -> None:
+    rng = np.random.default_rng(3)
+    interval = functools.cache(intervals.tango)
+    for rows, lose, win in [(872, 0.03, 0.02), (872, 0.01, 0.005), (200, 0.05, 0.03)]:
+        held = 0
+        for lost, won, _ in rng.multinomial(rows, [lose, win, 1 - lose - win], 10_000):
+            low, high = interval(int(lost), int(won), rows, 0.95)
+            held += low <= lose - win <= high
+        assert held / 10_000 == pytest.approx(0.95, abs=0.01)
+
+
+def test_wilson() -> None:
+    assert intervals.wilson(0, 20, 0.95)[0] == 0
+    assert intervals.wilson(15, 148, 0.95) == pytest.approx((0.0624, 0.1605), abs=1e-4)  # Newcombe 1998, table I: 15 of 148
+
+
+@pytest.mark.parametrize(("n", "ends"), [(5, None), (6, (1, 6)), (10, (2, 9)), (20, (6, 15))])
+def test_median_interval_reads_the_tabled_order_statistics(n: int, ends: tuple[int, int] | None) -> None:
+    assert intervals.median_interval(list(range(n, 0, -1)), 0.95) == ends
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_fewest_for_median_is_the_first_that_has_one(confidence: float) -> None:
+    fewest = intervals.fewest_for_median(confidence)
+    assert intervals.median_interval([0.0] * fewest, confidence) == (0, 0)
+    assert intervals.median_interval([0.0] * (fewest - 1), confidence) is None
+
+
+def test_bca_is_deterministic_and_degenerates_to_the_estimate() -> None:
+    values = list(np.random.default_rng(0).normal(size=50))
+    assert intervals.bca([values], _mean, 0.95) == intervals.bca([values], _mean, 0.95)
+    assert intervals.bca([[0.0] * 50], _mean, 0.95) == (0, 0)
+    assert intervals.bca([[0.1] * 50], _mean, 0.95) == pytest.approx((0.1, 0.1))
+    assert intervals.bca([values, values], lambda means: means[0] / means[1], 0.95) == pytest.approx((1, 1))
+
+
+@pytest.mark.integration
+def test_bca_is_scipys() -> None:
+    """The same resamples, the same ends; SciPy is asked for the level that the widened z has."""
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(1).exponential(size=400)
+    level = 2 * stats.norm.cdf(intervals.widened_z(0.95, 400)) - 1
+    drawn = stats.bootstrap((values,), np.mean, confidence_level=level, method="BCa", rng=np.random.default_rng(7))
+    theirs = drawn.confidence_interval
+    width = theirs.high - theirs.low
+    assert intervals.bca([values], _mean, 0.95) == pytest.approx((theirs.low, theirs.high), abs=0.03 * width)
+
+
+@pytest.mark.integration
+def test_widened_z_is_students_t() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for n in (10, 30, 1000):
+        assert intervals.widened_z(0.95, n) == pytest.approx(stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1)), rel=3e-3)
+
+
+@pytest.mark.integration
+def test_bca_covers_95_percent_of_10000_pairs() -> None:
+    """Differences of a per-row score, half of them zero: what nDCG looks like. 200 rows."""
+    rng = np.random.default_rng(5)
+    held = 0
+    for _ in range(10_000):
+        low, high = intervals.bca([rng.normal(0.01, 0.2, 200) * (rng.random(200) < 0.5)], _mean, 0.95, resamples=999)
+        held += low <= 0.005 <= high
+    assert held / 10_000 == pytest.approx(0.95, abs=0.01)
+
+
+def _mean(means):
+    return means[0]
