@@ -13,6 +13,8 @@ MAX_BYTES = 1 << 20
 MAX_VALUES = 50_000
 """A recipe has a few hundred values; an alias bomb of nine lines has a billion."""
 
+PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")}
+
 Loc = tuple[str | int, ...]
 
 
@@ -93,6 +95,9 @@ class _Builder:
             raise RecipeError(f"the file expands to more than {MAX_VALUES:,} values (aliases that multiply?)")
         line = node.start_mark.line + 1
         self.lines.setdefault(loc, line)
+        if node.tag not in PLAIN_TAGS:
+            self.problems.append(Problem(dotted(loc), f"the tag {node.tag} is not accepted: a recipe holds plain values only", line))
+            return None
         if isinstance(node, yaml.MappingNode):
             return dict(self._items(node, loc))
         if isinstance(node, yaml.SequenceNode):
@@ -116,16 +121,13 @@ class _Builder:
             yield key, self.build(value_node, (*loc, key))
 
     def _scalar(self, node: Any, loc: Loc, line: int) -> Any:
-        if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
-            self.problems.append(Problem(dotted(loc), f"the tag {node.tag} is not accepted: a recipe holds plain values only", line))
-            return None
         value = self.loader.construct_object(node)
         if isinstance(value, float) and not math.isfinite(value):
             self.problems.append(Problem(dotted(loc), f"{node.value} is not a number that a recipe can use", line))
             return None
         if value is None or isinstance(value, str | int | float | bool):
             return value
-        return node.value  # a date or binary: the text as written
+        return node.value  # a date: the text as written
 
 
 def dotted(loc: Loc) -> str:
