@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ioptim.core.artifact import ModelArtifact
+from ioptim.core.artifact import ModelArtifact, TensorSpec
 from ioptim.core.base import Frozen
 from ioptim.core.metrics import Metric
+from ioptim.errors import StepError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +46,8 @@ class Task(Frozen, ABC):
     """Columns that calibration data must have (no labels)."""
     auto_class: ClassVar[str] = ""
     """transformers' class that loads a checkpoint for this task; empty where a checkpoint cannot serve it."""
+    output: ClassVar[str] = ""
+    """Name of the output that `score` reads, and what the only output of a module that does not name it is called."""
 
     def check_table(self, table: Table, role: str) -> list[str]:
         """Objections to the data: a missing column (lists those there are), an empty value, too few rows."""
@@ -75,6 +78,18 @@ class Task(Frozen, ABC):
     @abstractmethod
     def dummy_feeds(self, model: ModelArtifact, batch: int, length: int) -> Feeds:
         """Random but valid feeds: for tracing, comparing and warming up. `length` counts tokens; vision ignores it."""
+
+    def input_specs(self, parameters: Sequence[str]) -> tuple[TensorSpec, ...]:
+        """What a torch module whose `forward` takes these parameters is fed with; varying axes have names.
+
+        Raises:
+            StepError: the task cannot tell, and what the recipe must say so that it can.
+        """
+        raise StepError(f"the task {self.task} cannot feed a torch module that takes {', '.join(parameters)}")
+
+    def notes(self, table: Table, model: ModelArtifact) -> list[str]:
+        """What `examples` had to change so that the model takes the rows: how many texts were cut, and where."""
+        return []
 
     def dynamic_axes(self, model: ModelArtifact) -> dict[str, dict[int, str]]:
         """Axes that vary, by input name: {input_ids: {0: "batch", 1: "sequence"}}."""
