@@ -1,0 +1,268 @@
+"""Scores row by row, fidelity, what is told of changed rows, and what a broken model gets. Models are Python functions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from ioptim.core.artifact import Format, ModelArtifact, TensorSpec
+from ioptim.core.gate import Gate
+from ioptim.core.metrics import Kind, Metric, Samples
+from ioptim.core.step import Level, Outcome
+from ioptim.core.task import Table, Task
+from ioptim.errors import StepError
+from ioptim.steps.validate import Validate
+
+np = pytest.importorskip("numpy")
+
+TEXTS = ("one", "four", "three", "two", "five", "seven")
+LABELS = (1, 0, 1, 1, 1, 1)  # that of five is wrong
+TABLE = Table(
+    columns={"sentence": TEXTS, "label": LABELS},
+    rows=tuple(f"test.tsv:{i + 2}" for i in range(len(TEXTS))),
+    origin="test.tsv",
+)
+
+
+class LengthTask(Task):
+    """The class is whether a text has an odd number of letters; a text is fed as its letters."""
+
+    task: Literal["length"] = "length"
+    metrics = (
+        Metric(name="accuracy", higher_is_better=True, description="right"),
+        Metric(name="loss", higher_is_better=False, description="wrongness"),
+    )
+    columns = {"sentence": "text", "label": "class"}
+    calibration_columns = {"sentence": "text"}
+    output = "logits"
+
+    def examples(self, table: Table, model: ModelArtifact) -> Iterator[dict[str, Any]]:
+        for text in table.columns["sentence"]:
+            yield {"letters": np.array([[ord(c) for c in text]])}
+
+    def collate(self, examples: Sequence[dict[str, Any]], model: ModelArtifact) -> dict[str, Any]:
+        return {"letters": np.concatenate([e["letters"] for e in examples])}
+
+    def score(self, outputs: Sequence[Mapping[str, Any]], table: Table, model: ModelArtifact) -> dict[str, list[float]]:
+        logits = np.concatenate([output["logits"] for output in outputs])
+        right = (logits.argmax(1) == np.array(table.columns["label"])).astype(float)
+        return {"accuracy": right.tolist(), "loss": (1 - right).tolist()}
+
+    def dummy_feeds(self, model: ModelArtifact, batch: int, length: int) -> dict[str, Any]:
+        return {"letters": np.zeros((batch, length))}
+
+    def notes(self, table: Table, model: ModelArtifact) -> list[str]:
+        return ["1 of 6 texts were cut at 5 tokens"]
+
+
+Forward = Callable[[Any], dict[str, Any]]
+
+
+def parity(letters: Any) -> dict[str, Any]:
+    """Right on every row but one: the label of five is wrong."""
+    odd = np.full((len(letters), 1), letters.shape[1] % 2, dtype="float32")
+    return {"logits": np.concatenate([1 - odd, odd], axis=1)}
+
+
+def afraid_of_v(letters: Any) -> dict[str, Any]:
+    """Wrong on texts with a v: five and seven."""
+    logits = parity(letters)["logits"]
+    return {"logits": np.where((letters == ord("v")).any(1, keepdims=True), logits[:, ::-1], logits)}
+
+
+class FakeSession:
+    def __init__(self, forward: Forward, batch: int | str = "batch") -> None:
+        self.forward = forward
+        self.inputs = (TensorSpec(name="letters", dtype="int64", shape=(batch, "length")),)
+        self.outputs = (TensorSpec(name="logits", dtype="float32", shape=(batch, 2)),)
+        self.facts = {"threads": 1}
+        self.calls: list[tuple[int, ...]] = []
+        self.closed = False
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        self.calls.append(feeds["letters"].shape)
+        return self.forward(feeds["letters"])
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeContext:
+    """Opens the session that stands for a model's digest."""
+
+    def __init__(self, out: Path, sessions: dict[str, FakeSession], candidates: Sequence[str], table: Table = TABLE) -> None:
+        self.out = out
+        self.task = LengthTask()
+        self.sessions = sessions
+        models = {name: ModelArtifact(path=out, format=Format.NULL, entry="m", digest=name) for name in sessions}
+        self.candidates = {name: models[name] for name in candidates}
+        self.baselines = {name: model for name, model in models.items() if name not in candidates}
+        self.rows = table
+        self.opened: list[str] = []
+        self.told: list[tuple[float, str]] = []
+
+    def table(self, role: str) -> Table:
+        assert role == "validation"
+        return self.rows
+
+    def open(self, model: ModelArtifact) -> FakeSession:
+        assert all(session.closed for name, session in self.sessions.items() if name in self.opened), (
+            "two models in memory at once"
+        )
+        self.opened.append(model.digest)
+        return self.sessions[model.digest]
+
+    def progress(self, done: float, message: str) -> None:
+        self.told.append((done, message))
+
+
+def run(
+    out: Path, candidates: Sequence[str] = ("int8",), step: Validate | None = None, **forwards: Forward
+) -> tuple[Outcome, FakeContext]:
+    ctx = FakeContext(out, {name: FakeSession(forward) for name, forward in forwards.items()}, candidates)
+    outcome = (step or Validate()).run(ModelArtifact(path=out, format=Format.NULL, entry="m"), ctx)  # type: ignore[arg-type]
+    return outcome, ctx
+
+
+def sample(outcome: Outcome, name: str) -> Samples:
+    return next(s for s in outcome.samples if s.metric.name == name)
+
+
+def test_every_row_of_every_model_is_kept_in_the_order_of_the_data(tmp_path: Path) -> None:
+    outcome, ctx = run(tmp_path, source=parity, int8=afraid_of_v)
+    accuracy = sample(outcome, "accuracy")
+    assert accuracy.kind is Kind.PAIRED_ROWS
+    assert accuracy.rows == TABLE.rows
+    assert accuracy.values == {"source": (1, 1, 1, 1, 0, 1), "int8": (1, 1, 1, 1, 1, 0)}
+    kept = [json.loads(line) for line in (tmp_path / "files" / "rows.jsonl").read_text().splitlines()]
+    assert kept[4] == {
+        "row": "test.tsv:6",
+        "accuracy": {"source": 0.0, "int8": 1.0},
+        "loss": {"source": 1.0, "int8": 0.0},
+        "output_cosine_mean": {"source": 1.0, "int8": 0.0},
+        "top1_agreement": {"source": 1.0, "int8": 0.0},
+    }
+    assert ctx.told[-1] == (1.0, "scoring")
+    assert [done for done, _ in ctx.told] == sorted(done for done, _ in ctx.told)
+
+
+def test_metrics_of_a_single_candidate_say_how_much_worse_it_is(tmp_path: Path) -> None:
+    def always_zero(letters: Any) -> dict[str, Any]:
+        return {"logits": np.tile(np.array([[1.0, 0.0]]), (len(letters), 1))}
+
+    outcome, _ = run(tmp_path, source=parity, int8=always_zero)
+    assert outcome.subjects["source"]["accuracy"] == pytest.approx(5 / 6)
+    assert outcome.metrics["accuracy"] == pytest.approx(1 / 6)
+    assert outcome.metrics["accuracy_drop_vs_source"] == pytest.approx(4 / 6)
+    assert outcome.metrics["loss_drop_vs_source"] == pytest.approx(4 / 6)
+    assert outcome.metrics["top1_agreement"] == pytest.approx(2 / 6)
+    assert outcome.facts["executed"] == {"source": {"threads": 1}, "int8": {"threads": 1}}
+    assert outcome.facts["rows"] == 6
+
+
+def test_several_candidates_are_subjects(tmp_path: Path) -> None:
+    outcome, _ = run(tmp_path, candidates=("a", "b"), source=parity, a=afraid_of_v, b=parity)
+    assert outcome.metrics == {}
+    assert set(outcome.subjects) == {"source", "a", "b"}
+    assert [table.title for table in outcome.tables] == ["Quality on the same rows", "Rows that changed in a (2 of 2)"]
+
+
+def test_notes_count_changed_rows_and_pass_on_what_was_cut(tmp_path: Path) -> None:
+    outcome, _ = run(tmp_path, source=parity, int8=afraid_of_v)
+    assert [note.text for note in outcome.notes] == [
+        "1 of 6 texts were cut at 5 tokens",
+        "accuracy of int8 differs from source's in 2 of 6 rows: 1 worse, 1 better",
+        "loss of int8 differs from source's in 2 of 6 rows: 1 worse, 1 better",
+    ]
+
+
+def test_changed_rows_are_shown_losses_first(tmp_path: Path) -> None:
+    outcome, _ = run(tmp_path, source=parity, int8=afraid_of_v)
+    changed = outcome.tables[1]
+    assert changed.columns == ("row", "sentence", "label", "accuracy, source", "int8")
+    assert changed.rows == (("test.tsv:7", "seven", "1", 1.0, 0.0), ("test.tsv:6", "five", "1", 0.0, 1.0))
+    outcome, _ = run(tmp_path, step=Validate(changed_rows=0), source=parity, int8=afraid_of_v)
+    assert len(outcome.tables) == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
+def test_batches_hold_equal_shapes_and_change_no_result(tmp_path: Path, batch_size: int) -> None:
+    outcome, ctx = run(tmp_path, step=Validate(batch_size=batch_size), source=parity, int8=afraid_of_v)
+    alone, _ = run(tmp_path / "files", source=parity, int8=afraid_of_v)
+    assert outcome.samples == alone.samples
+    calls = ctx.sessions["int8"].calls
+    assert sum(batch for batch, _ in calls) == 6
+    assert {length for _, length in calls} == {3, 4, 5}
+    assert len(calls) == {1: 6, 2: 3, 4: 3, 100: 3}[batch_size]
+
+
+def test_a_model_with_two_names_runs_once(tmp_path: Path) -> None:
+    ctx = FakeContext(tmp_path, {"source": FakeSession(parity)}, [])
+    ctx.candidates = {"compile": ctx.baselines["source"]}
+    outcome = Validate().run(ctx.baselines["source"], ctx)  # type: ignore[arg-type]
+    assert ctx.opened == ["source"]
+    assert sample(outcome, "accuracy").values["compile"] == sample(outcome, "accuracy").values["source"]
+
+
+def test_nan_in_an_output_names_model_output_and_row(tmp_path: Path) -> None:
+    def broken(letters: Any) -> dict[str, Any]:
+        return {"logits": parity(letters)["logits"] * (np.nan if letters.shape[1] == 5 else 1)}
+
+    with pytest.raises(StepError) as raised:
+        run(tmp_path, source=parity, int8=broken)
+    assert str(raised.value) == "int8: the output 'logits' is not a number (NaN) for test.tsv:4, in 2 of its 2 values"
+
+
+def test_sessions_are_closed_when_a_model_fails(tmp_path: Path) -> None:
+    ctx = FakeContext(tmp_path, {"source": FakeSession(lambda letters: {"logits": np.float32(1)})}, ["source"])
+    with pytest.raises(StepError, match="its first axis must be the batch"):
+        Validate().run(ctx.candidates["source"], ctx)  # type: ignore[arg-type]
+    assert ctx.sessions["source"].closed
+
+
+def test_a_fixed_batch_axis_is_said_before_anything_runs(tmp_path: Path) -> None:
+    ctx = FakeContext(tmp_path, {"source": FakeSession(parity, batch=1)}, ["source"])
+    with pytest.raises(StepError) as raised:
+        Validate(batch_size=8).run(ctx.candidates["source"], ctx)  # type: ignore[arg-type]
+    assert str(raised.value) == (
+        "source takes batches of 1 only (input 'letters' has shape [1, 'length']), and batch_size is 8."
+        " Export it with a varying batch axis, or set batch_size: 1"
+    )
+
+
+def test_outputs_of_another_shape_have_no_fidelity_and_that_is_said(tmp_path: Path) -> None:
+    def padded(letters: Any) -> dict[str, Any]:
+        return {"logits": np.concatenate([parity(letters)["logits"], np.full((len(letters), 1), -9.0)], axis=1)}
+
+    outcome, _ = run(tmp_path, source=parity, int8=padded)
+    assert "int8" not in sample(outcome, "output_cosine_mean").values
+    assert outcome.notes[-1].level is Level.WARNING
+    assert (
+        outcome.notes[-1].text == "the outputs of int8 have other shapes than the source model's: their fidelity was not measured"
+    )
+
+
+def test_a_row_without_a_number_leaves_no_mean(tmp_path: Path) -> None:
+    class Holed(LengthTask):
+        def score(self, outputs: Any, table: Table, model: ModelArtifact) -> dict[str, list[float]]:
+            scores = super().score(outputs, table, model)
+            return scores if model.digest == "source" else {**scores, "accuracy": [float("nan"), *scores["accuracy"][1:]]}
+
+    ctx = FakeContext(tmp_path, {"source": FakeSession(parity), "int8": FakeSession(parity)}, ["int8"])
+    ctx.task = Holed()
+    outcome = Validate().run(ctx.candidates["int8"], ctx)  # type: ignore[arg-type]
+    assert sample(outcome, "accuracy").values["int8"][0] is None
+    assert "accuracy" not in outcome.metrics and "accuracy_drop_vs_source" not in outcome.metrics
+    assert "accuracy of int8 is not a number in 1 of 6 rows: it has no mean" in [note.text for note in outcome.notes]
+
+
+def test_gates_may_use_the_task_s_metrics_and_the_fidelity_but_no_speedup() -> None:
+    step = Validate(gates=(Gate(metric="accuracy", min_speedup=2),))
+    assert step.metric_names(LengthTask()) == ["accuracy", "loss", "output_cosine_mean", "top1_agreement"]
+    assert step.check(None) == [  # type: ignore[arg-type]
+        "gate on accuracy: min_speedup is for times and throughputs; on rows use max_drop, min_ratio or min_value"
+    ]
