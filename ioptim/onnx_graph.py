@@ -106,10 +106,13 @@ def fuse_transformer(
     options = FusionOptions(model_type)
     fused = optimize_by_fusion(model, model_type, num_heads=num_heads, hidden_size=hidden_size, optimization_options=options)
     fused.topological_sort()
-    after = Counter(node.op_type for node in fused.model.graph.node)
+    if all(opset.domain != "com.microsoft" for opset in model.opset_import):
+        model.opset_import.add(domain="com.microsoft", version=1)
+    del model.graph.value_info[:]  # shapes of values that are gone; kept, they contradict the ones inferred later
+    after = Counter(node.op_type for node in model.graph.node)
     counts = {op: after[op] - before[op] for op in FUSED_OPS if after[op] > before[op]}
     if counts:
-        save_graph(fused.model, destination)
+        save_graph(model, destination)
     return counts
 
 
