@@ -175,19 +175,30 @@ def _belongs(module: Any, name: str) -> bool:
 # A user's own module
 
 
-def _from_factory(model: ModelArtifact, loader: Mapping[str, Any], _attention: str | None) -> torch.nn.Module:
-    import torch
-    from safetensors.torch import load_model
+def build(code: Path, factory: str) -> torch.nn.Module:
+    """The module that `module:function` of the folder `code` makes, with the weights it makes it with.
 
-    module_name, _, function_name = str(loader["factory"]).partition(":")
-    with _importable(model.path / loader.get("code", "code")):
+    Raises:
+        StepError: the factory failed, or made something else than a module.
+    """
+    import torch
+
+    module_name, _, function_name = factory.partition(":")
+    with _importable(code):
         try:
             module = getattr(importlib.import_module(module_name), function_name)()
         # User's code: whatever it raises is the answer to being called.
         except Exception as error:
-            raise StepError(f"the factory {loader['factory']} failed: {type(error).__name__}: {_one_line(error)}") from error
+            raise StepError(f"the factory {factory} failed: {type(error).__name__}: {_one_line(error)}") from error
     if not isinstance(module, torch.nn.Module):
-        raise StepError(f"the factory {loader['factory']} must return a torch.nn.Module; it returned {type(module).__name__}")
+        raise StepError(f"the factory {factory} must return a torch.nn.Module; it returned {type(module).__name__}")
+    return module
+
+
+def _from_factory(model: ModelArtifact, loader: Mapping[str, Any], _attention: str | None) -> torch.nn.Module:
+    from safetensors.torch import load_model
+
+    module = build(model.path / loader.get("code", "code"), str(loader["factory"]))
     try:
         missing, unexpected = load_model(module, model.model_path, strict=False)
     except _broken_weights() as error:
