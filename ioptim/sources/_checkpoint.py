@@ -16,10 +16,12 @@ from ioptim.core.artifact import Format, ModelArtifact, hash_file
 from ioptim.core.source import ModelSpec
 from ioptim.core.step import Level, Note, Outcome, Written
 from ioptim.core.task import Task
-from ioptim.errors import PlanError, StepError, UnavailableError
+from ioptim.errors import PlanError, StepError
 from ioptim.sources._assets import TOKENIZER, assets_in, copy_assets
 from ioptim.sources._pickle import convert, pickles_in, refusal
-from ioptim.sources._safetensors import NotSafetensorsError, merge, read_header
+from ioptim.sources._probe import probe
+from ioptim.sources._safetensors import Header, NotSafetensorsError, merge, read_header
+from ioptim.torch_model import input_names, load_module
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -60,7 +62,7 @@ class Checkpoint:
         if not found and not objections and not self._pickled:  # headers and configuration can be trusted
             found = self._mismatches(config)
         if importlib.util.find_spec("transformers") is None:
-            found.append("a transformers checkpoint needs transformers; install it with: pip install transformers")
+            found.append("a transformers checkpoint needs transformers; install it with: pip install 'ioptim[torch]'")
         return objections + found
 
     def identity(self) -> Mapping[str, str]:
@@ -183,20 +185,20 @@ class Checkpoint:
         self._copy_weights(folder)
         for name in self._code:
             shutil.copyfile(self.folder / name, folder / name)
-        module, loading = self._load(folder, task)
+        loader = {"kind": "transformers", "auto_class": task.auto_class, "remote_code": bool(self._code)}
+        draft = ModelArtifact(path=folder, format=Format.TORCH, entry=WEIGHTS, facts={"loader": loader})
+        try:
+            module = load_module(draft)
+        except StepError as error:  # named by the user's own folder, not by the copy
+            raise StepError(str(error).replace(str(folder), str(self.folder))) from error
         config = module.config.to_dict()
-        draft = ModelArtifact(path=folder, format=Format.TORCH, entry=WEIGHTS)
-        written = Written(format=Format.TORCH, entry=WEIGHTS, assets=assets, facts=self._facts(config, module, task))
-        from ioptim.sources._probe import probe
-
         inputs, outputs = probe(module, task, _input_names(module, config), draft, _image_shape(config))
         if inputs[0].name == "input_ids" and not set(TOKENIZER) & set(assets):
             raise StepError(f"{self.folder} has no tokenizer: expected tokenizer.json beside {CONFIG}")
-        return Outcome(
-            written=written.model_copy(update={"inputs": inputs, "outputs": outputs}),
-            metrics={"parameters": float(written.facts["parameters"])},
-            notes=(*notes, *self._allowed(), *loading),
-        )
+        facts = {"loader": loader, **_facts(config, module, task)}
+        written = Written(format=Format.TORCH, entry=WEIGHTS, inputs=inputs, outputs=outputs, assets=assets, facts=facts)
+        all_notes = (*notes, *self._allowed(), *_differences(read_header(folder / WEIGHTS), facts["parameters"], task))
+        return Outcome(written=written, metrics={"parameters": float(facts["parameters"])}, notes=all_notes)
 
     def _copy_weights(self, folder: Path) -> None:
         if self._pickled:
@@ -205,57 +207,6 @@ class Checkpoint:
             shutil.copyfile(self.folder / WEIGHTS, folder / WEIGHTS)
         else:
             merge([self.folder / name for name in self._weight_names if name != INDEX], folder / WEIGHTS)
-
-    def _load(self, folder: Path, task: Task) -> tuple[Any, list[Note]]:
-        """The module, and what of the checkpoint it did not use.
-
-        Raises:
-            StepError: a shape differs, or the module has weights that the checkpoint lacks: they would be random.
-        """
-        try:
-            import transformers
-        except ImportError as error:
-            raise UnavailableError("a transformers checkpoint needs transformers; install it with: pip install transformers torch") from error
-        auto_class = getattr(transformers, task.auto_class)
-        try:
-            module, info = auto_class.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=self.spec.allow_remote_code,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError) as error:
-            text = " ".join(str(error).split())[:600]
-            raise StepError(f"{task.auto_class} cannot load {self.spec.source}: {text}") from error
-        missing = sorted(info["missing_keys"])
-        # The pooler of an encoder is not read for token vectors, and masked-language checkpoints come without one.
-        needed = [name for name in missing if not (task.auto_class == "AutoModel" and "pooler" in name)]
-        if needed:
-            shown = ", ".join(needed[:5]) + (f" and {len(needed) - 5} more" if len(needed) > 5 else "")
-            raise StepError(
-                f"the weights of {self.spec.source} lack {shown}, which {type(module).__name__} needs for {task.task}:"
-                f" {CONFIG} does not match the weights, or the checkpoint was not trained for this task"
-            )
-        notes = []
-        unused = sorted(info["unexpected_keys"])
-        if unused:
-            notes.append(Note(text=f"{len(unused)} tensors of the checkpoint are not used for {task.task}: {', '.join(unused[:5])}"))
-        if missing:
-            notes.append(Note(text=f"the checkpoint has no {', '.join(missing)}; {task.task} does not read them"))
-        return module.eval(), notes
-
-    def _facts(self, config: Mapping[str, Any], module: Any, task: Task) -> dict[str, Any]:
-        loader = {"kind": "transformers", "auto_class": task.auto_class, "remote_code": bool(self._code)}
-        facts = {
-            "loader": loader,
-            "model_type": config.get("model_type"),
-            "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        }
-        labels = config.get("id2label")
-        if labels and task.output == "logits":
-            facts["labels"] = {str(number): str(label) for number, label in labels.items()}
-        return facts
 
     def _allowed(self) -> list[Note]:
         notes = []
@@ -269,10 +220,30 @@ class Checkpoint:
 
 def _input_names(module: Any, config: Mapping[str, Any]) -> list[str]:
     """Parameters of `forward`; without token types where the model knows only one (RoBERTa takes them and ignores them)."""
-    from ioptim.sources._probe import parameters_of
+    return [name for name in input_names(module) if name != "token_type_ids" or config.get("type_vocab_size", 0) > 1]
 
-    names = parameters_of(module)
-    return [name for name in names if name != "token_type_ids" or config.get("type_vocab_size", 0) > 1]
+
+def _facts(config: Mapping[str, Any], module: Any, task: Task) -> dict[str, Any]:
+    facts = {"model_type": config.get("model_type"), "parameters": sum(parameter.numel() for parameter in module.parameters())}
+    labels = config.get("id2label")
+    if labels and task.output == "logits":
+        facts["labels"] = {str(number): str(label) for number, label in labels.items()}
+    return facts
+
+
+def _differences(header: Header, parameters: int, task: Task) -> list[Note]:
+    """What the loaded module has otherwise than the file: another precision, a head that this task does not use."""
+    notes = []
+    other = sorted(header.float_dtypes - {"F32"})
+    if other:
+        notes.append(Note(text=f"the weights are stored as {', '.join(other)} and run in float32"))
+    if parameters < header.parameters:
+        unused = header.parameters - parameters
+        notes.append(Note(text=f"{unused:,} of the checkpoint's {header.parameters:,} parameters are not used for {task.task}"))
+    if parameters > header.parameters:
+        extra = parameters - header.parameters
+        notes.append(Note(text=f"the module has {extra:,} parameters that the checkpoint lacks and {task.task} does not read (a pooler)"))
+    return notes
 
 
 def _image_shape(config: Mapping[str, Any]) -> tuple[int, int, int] | None:

@@ -37,8 +37,13 @@ class Header:
 
     @property
     def parameters(self) -> int:
-        """Number of values in all tensors (a tensor that two layers share is there once)."""
-        return sum(prod(shape) for shape in self.shapes.values())
+        """Number of values in the floating tensors (a tensor that two layers share is there once; indices do not count)."""
+        return sum(prod(tensor["shape"]) for tensor in self.tensors.values() if _is_float(tensor["dtype"]))
+
+    @property
+    def float_dtypes(self) -> frozenset[str]:
+        """How the floating tensors are stored: F32, F16, BF16, F8_E4M3."""
+        return frozenset(tensor["dtype"] for tensor in self.tensors.values() if _is_float(tensor["dtype"]))
 
 
 def read_header(path: Path) -> Header:
@@ -60,6 +65,7 @@ def read_header(path: Path) -> Header:
         end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
         for tensor in header.values():
             prod(tensor["shape"])
+            str.upper(tensor["dtype"])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise NotSafetensorsError(f"{path} is not a safetensors file: its header is not the JSON it should be") from error
     if size != end:
@@ -86,6 +92,10 @@ def merge(shards: Sequence[Path], out: Path) -> None:
             with shard.open("rb") as part:
                 part.seek(header.start)
                 shutil.copyfileobj(part, file, 1 << 20)
+
+
+def _is_float(dtype: str) -> bool:
+    return dtype.startswith(("F", "BF"))
 
 
 def _other_kind(path: Path, size: int, length: int) -> str:

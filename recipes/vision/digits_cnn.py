@@ -22,7 +22,7 @@ class Block(nn.Module):
 
 
 class DigitsCNN(nn.Module):
-    """About 158 000 parameters. Every normalization follows a convolution, so that it can be folded into its weights."""
+    """About 145 000 parameters. Every normalization follows a convolution, so that it can be folded into its weights."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()

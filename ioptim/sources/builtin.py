@@ -1,0 +1,59 @@
+"""Data that comes with this project: `builtin:retrieval`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import ioptim
+from ioptim.core.artifact import hash_file
+from ioptim.core.registry import did_you_mean
+from ioptim.core.source import DataSource, DataSpec
+from ioptim.core.task import Table
+from ioptim.errors import PlanError
+from ioptim.sources._rows import Rows, read_rows
+from ioptim.sources._table import column_objections, make_table, selection
+
+FOLDER = Path(ioptim.__file__).parent / "data"
+
+
+class BuiltinData(DataSource):
+    """A .jsonl file of `ioptim/data`, whose column `split` says which part a row belongs to."""
+
+    def __init__(self, spec: DataSpec, base: Path, root: Path | None) -> None:
+        self.spec = spec
+        self.name = spec.source.partition(":")[2]
+
+    def check(self) -> list[str]:
+        """An unknown name, no split or an unknown one, a mapped column that is not there."""
+        try:
+            rows = self._rows()
+        except PlanError as error:
+            return [str(error)]
+        return column_objections(list(rows.columns), self.spec, self.spec.source)
+
+    def identity(self) -> Mapping[str, str]:
+        """Digest of the file, and which of its rows and columns."""
+        return {"file": hash_file(self._file()), **selection(self.spec)}
+
+    def read(self) -> Table:
+        """The rows of the split."""
+        return make_table(self._rows(), self.spec, f"{self.spec.source} ({self.spec.split})")
+
+    def _file(self) -> Path:
+        names = sorted(path.stem for path in FOLDER.glob("*.jsonl"))
+        if self.name not in names:
+            hint = did_you_mean(self.name, names) or "."
+            raise PlanError(f"there is no built-in data set {self.name!r}{hint} There are: {', '.join(names)}")
+        return FOLDER / f"{self.name}.jsonl"
+
+    def _rows(self) -> Rows:
+        rows = read_rows(self._file())
+        splits = rows.columns["split"]
+        there = list(dict.fromkeys(splits))
+        if self.spec.split not in there:
+            asked = "name the split" if self.spec.split is None else f"there is no split {self.spec.split!r}"
+            raise PlanError(f"{self.spec.source}: {asked}; it has {', '.join(there)}")
+        chosen = [i for i, split in enumerate(splits) if split == self.spec.split]
+        columns = {name: [values[i] for i in chosen] for name, values in rows.columns.items()}
+        return Rows(columns, tuple(rows.names[i] for i in chosen))

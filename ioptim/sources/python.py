@@ -1,0 +1,159 @@
+"""A model that a function of the user's own builds: `python:MODULE:FACTORY`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from ioptim.core.artifact import Format, ModelArtifact, hash_file
+from ioptim.core.registry import did_you_mean
+from ioptim.core.source import ModelSource, ModelSpec
+from ioptim.core.step import Level, Note, Outcome, Written
+from ioptim.core.task import Task
+from ioptim.errors import PlanError, StepError
+from ioptim.sources._assets import copy_assets
+from ioptim.sources._code import local_files, module_file, names_defined, parse
+from ioptim.sources._paths import located, missing, outside
+from ioptim.sources._pickle import SUFFIXES, convert, refusal
+from ioptim.sources._probe import probe
+from ioptim.sources._safetensors import NotSafetensorsError, read_header
+from ioptim.torch_model import build, input_names, load_module
+
+WEIGHTS = "model.safetensors"
+CODE = "code"
+
+
+class FactoryModel(ModelSource):
+    """The torch module that a factory without arguments returns, with the weights of a safetensors file put into it.
+
+    MODULE is looked up beside the recipe, then among the installed packages. Modules beside the recipe, and what they import from
+    there, are copied into the artifact, so that it opens anywhere. Naming the factory in the recipe is the consent to run it.
+    """
+
+    def __init__(self, spec: ModelSpec, base: Path, root: Path | None) -> None:
+        self.spec = spec
+        self.base = base
+        self.root = root
+        self.module, _, self.factory = spec.source.partition(":")[2].partition(":")
+        self.weights = located(spec.weights, base) if spec.weights else None
+
+    def check(self) -> list[str]:
+        """The module, the factory in it and the weights, all read without running anything."""
+        try:
+            objections = self._check_code()
+        except PlanError as error:
+            objections = [str(error)]
+        return objections + self._check_weights()
+
+    def identity(self) -> Mapping[str, str]:
+        """Digests of the factory's file, of everything it imports from beside the recipe, and of the weights."""
+        if objections := self.check():
+            raise PlanError("; ".join(objections))
+        found = {"factory": f"{self.module}:{self.factory}"}
+        found |= {f"{CODE}/{name}": hash_file(path) for name, path in self._code().items()}
+        if not self._code():
+            found[f"{CODE}/{self.module}"] = hash_file(self._file())
+            found |= {"package": " ".join(self._distributions())}
+        if self.weights:
+            found["weights"] = hash_file(self.weights)
+        return found
+
+    def fetch(self, out: Path, task: Task) -> Outcome:
+        """Copy code and weights to `out/model`, build the module from the copies, and find its inputs and outputs by running it."""
+        if objections := self.check():
+            raise StepError("; ".join(objections))
+        folder = out / "model"
+        folder.mkdir(parents=True)
+        for name, path in self._code().items():
+            (folder / CODE / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / CODE / name)
+        assets = copy_assets(self._file().parent, folder)
+        self._write_weights(folder)
+        loader = {"kind": "factory", "factory": f"{self.module}:{self.factory}", "code": CODE}
+        draft = ModelArtifact(path=folder, format=Format.TORCH, entry=WEIGHTS, facts={"loader": loader})
+        try:
+            module = load_module(draft)
+        except StepError as error:  # named by the user's own file, not by the copy
+            named = str(error).replace(str(folder / WEIGHTS), str(self.weights))
+            raise StepError(named.replace(f"{WEIGHTS} does not", f"{self.weights} does not")) from error
+        inputs, outputs = probe(module, task, input_names(module), draft)
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        facts = {"loader": loader, "parameters": parameters}
+        written = Written(format=Format.TORCH, entry=WEIGHTS, inputs=inputs, outputs=outputs, assets=assets, facts=facts)
+        return Outcome(written=written, metrics={"parameters": float(parameters)}, notes=self._notes())
+
+    def _check_code(self) -> list[str]:
+        if not self.module or not self.factory:
+            return [f"{self.spec.source!r} must be python:MODULE:FACTORY, for example python:models.cnn:build"]
+        if self.module.endswith(".py") or "/" in self.module:
+            dotted = self.module.removesuffix(".py").strip("./").replace("/", ".")
+            return [f"{self.spec.source!r} names a file; name the module as for an import: python:{dotted}:{self.factory}"]
+        path = module_file(self.base, self.module)
+        if path is None:
+            return [
+                f"there is no module {self.module!r}: neither {self.base / self.module.replace('.', '/')}.py nor an installed package has it."
+                " It is looked up from the recipe's folder"
+            ]
+        local = self._code()
+        if objections := [text for file in local.values() for text in outside(file, self.root)]:
+            return objections
+        names = names_defined(parse(path))
+        if self.factory not in names and "*" not in names:
+            hint = did_you_mean(self.factory, names) or "."
+            return [f"{path} has no {self.factory!r}{hint} It defines: {', '.join(names) or 'nothing'}"]
+        return []
+
+    def _check_weights(self) -> list[str]:
+        path = self.weights
+        if path is None:
+            return []
+        if objections := outside(path, self.root):
+            return objections
+        if not path.is_file():
+            return [missing(path, "file of weights")]
+        if path.suffix in SUFFIXES:
+            return [] if self.spec.allow_pickle else [refusal(path, path.with_suffix(".safetensors"))]
+        try:
+            read_header(path)
+        except NotSafetensorsError as error:
+            return [str(error)]
+        return []
+
+    def _write_weights(self, folder: Path) -> None:
+        if self.weights is None:
+            import torch
+            from safetensors.torch import save_model
+
+            torch.manual_seed(0)  # a module that draws its weights gets the same ones each time
+            save_model(build(folder / CODE, f"{self.module}:{self.factory}"), str(folder / WEIGHTS), {"format": "pt"})
+        elif self.weights.suffix in SUFFIXES:
+            convert([self.weights], folder / WEIGHTS)
+        else:
+            shutil.copyfile(self.weights, folder / WEIGHTS)
+
+    def _code(self) -> dict[str, Path]:
+        """Files to copy; none when the module is of an installed package."""
+        return local_files(self.base, self.module)
+
+    def _file(self) -> Path:
+        path = module_file(self.base, self.module)
+        assert path is not None, "check() comes first"
+        return path
+
+    def _distributions(self) -> list[str]:
+        names = importlib.metadata.packages_distributions().get(self.module.partition(".")[0], [])
+        return [f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names))]
+
+    def _notes(self) -> tuple[Note, ...]:
+        notes = []
+        if self.weights is None:
+            notes.append(Note(level=Level.WARNING, text="no `weights` were given: the module keeps those its factory made (random seed 0)"))
+        elif self.weights.suffix in SUFFIXES:
+            text = f"allow_pickle: {self.weights.name} was read (tensors only) and kept as safetensors"
+            notes.append(Note(level=Level.WARNING, text=text))
+        if not self._code():
+            text = f"the factory is of an installed package ({', '.join(self._distributions())}), which must be there to open the model"
+            notes.append(Note(text=text))
+        return tuple(notes)
