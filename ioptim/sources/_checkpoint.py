@@ -115,16 +115,16 @@ class Checkpoint:
         for name, shape in shapes.items():
             wanted = (config.get("vocab_size"), width)
             if _EMBEDDING.search(name) and len(shape) == 2 and None not in wanted and shape != wanted:
-                objections.append(
-                    f"{CONFIG} does not match the weights: it says vocabulary {wanted[0]} and width {wanted[1]}, but {name} is {list(shape)}"
-                )
+                says = f"it says vocabulary {wanted[0]} and width {wanted[1]}, but {name} is {list(shape)}"
+                objections.append(f"{self.folder / CONFIG} does not match the weights: {says}")
                 break
         depth_key = next((key for key in _DEPTH_KEYS if isinstance(config.get(key), int)), None)
         found = [match for name in shapes if (match := _LAYER.match(name))]
         if depth_key and len({match[1] for match in found}) == 1:
             depth = max(int(match[2]) for match in found) + 1
             if depth != config[depth_key]:
-                objections.append(f"{CONFIG} does not match the weights: {depth_key} is {config[depth_key]}, the weights hold {depth} layers")
+                says = f"{depth_key} is {config[depth_key]}, but they hold {depth} layers"
+                objections.append(f"{self.folder / CONFIG} does not match the weights: {says}")
         return objections
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:

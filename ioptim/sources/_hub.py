@@ -11,8 +11,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ioptim.errors import UnavailableError
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?$")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
@@ -67,8 +70,8 @@ class Repository:
         """
         return _asking(self, lambda hub: str(hub.HfApi().repo_info(self.name, repo_type=self.kind, revision=self.revision).sha))
 
-    def download(self, commit: str, patterns: Sequence[str], ignore: Sequence[str] = ()) -> Path:
-        """The snapshot's folder, after the files that match have been fetched.
+    def download(self, patterns: Sequence[str], ignore: Sequence[str] = ()) -> Path:
+        """The snapshot's folder, after the files that match have been fetched. By revision: the cache then knows its commit.
 
         Raises:
             UnavailableError: as `remote_commit`.
@@ -79,7 +82,7 @@ class Repository:
                 lambda hub: hub.snapshot_download(
                     self.name,
                     repo_type=self.kind,
-                    revision=commit,
+                    revision=self.revision,
                     cache_dir=cache_folder(),
                     allow_patterns=list(patterns),
                     ignore_patterns=list(ignore) or None,
@@ -92,9 +95,12 @@ class Repository:
         at = f" --revision {self.revision}" if self.revision else ""
         typed = "" if self.kind == "model" else f" --repo-type {self.kind}"
         return (
-            f"{what} of hf:{self.name}{'@' + self.revision if self.revision else ''} is not in the cache {cache_folder()}, and HF_HUB_OFFLINE"
-            f" forbids the network. Fetch it where there is one: hf download {self.name}{typed}{at} or unset HF_HUB_OFFLINE"
+            f"{what} of {self} is not in the cache {cache_folder()}, and HF_HUB_OFFLINE forbids the network."
+            f" Fetch it where there is one: hf download {self.name}{typed}{at} or unset HF_HUB_OFFLINE"
         )
+
+    def __str__(self) -> str:
+        return f"hf:{self.name}" + (f"@{self.revision}" if self.revision else "")
 
     @property
     def _folder(self) -> Path:
@@ -104,17 +110,16 @@ class Repository:
         return self._folder / "snapshots" / commit
 
 
-def _asking[T](repository: Repository, ask: Callable[..., T]) -> T:
+def _asking(repository: Repository, ask: Callable[..., T]) -> T:
     try:
         import huggingface_hub
         from huggingface_hub import errors
     except ImportError as error:
         raise UnavailableError(f"hf:{repository.name} is not in the cache; to fetch it: pip install huggingface_hub") from error
-    where = f"hf:{repository.name}" + (f"@{repository.revision}" if repository.revision else "")
     try:
         return ask(huggingface_hub)
     except errors.GatedRepoError as error:
-        text = f"{where} is gated: accept its terms at https://huggingface.co/{repository.name}, then run: hf auth login"
+        text = f"{repository} is gated: accept its terms at https://huggingface.co/{repository.name}, then run: hf auth login"
         raise UnavailableError(text) from error
     except errors.RevisionNotFoundError as error:
         raise UnavailableError(f"the hub has hf:{repository.name}, but not the revision {repository.revision!r}") from error
@@ -125,7 +130,7 @@ def _asking[T](repository: Repository, ask: Callable[..., T]) -> T:
     except (OSError, errors.HfHubHTTPError, *_network_errors()) as error:
         text = " ".join(str(error).split())[:300]
         raise UnavailableError(
-            f"{where} is not in the cache {cache_folder()} and the hub cannot be reached: {text}."
+            f"{repository} is not in the cache {cache_folder()} and the hub cannot be reached: {text}."
             f" Fetch it where there is a network: hf download {repository.name}"
         ) from error
 

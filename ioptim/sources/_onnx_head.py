@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _VARINT, _BYTES = 0, 2
-_KINDS = {1: _VARINT, 2: _BYTES, 3: _BYTES, 4: _BYTES, 5: _VARINT, 6: _BYTES, 7: _BYTES, 8: _BYTES, 14: _BYTES, 20: _BYTES, 25: _BYTES, 26: _BYTES}
+_KINDS = {1: _VARINT, 5: _VARINT} | dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), _BYTES)
 _GRAPH = 7
 
 

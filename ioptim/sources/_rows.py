@@ -65,7 +65,7 @@ def _read_separated(path: Path) -> Rows:
     values, names = [], []
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = _csv_reader(file, path)
-        header = next(reader, [])
+        header: list[str] = next(reader, [])
         _check_header(header, path)
         line = reader.line_num + 1
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ioptim.core.source import DataSource, DataSpec, ModelSource, ModelSpec
@@ -50,7 +51,7 @@ class HubModel(ModelSource):
         if cached is None:
             if offline():
                 raise UnavailableError(self.repository.not_cached("the checkpoint"))
-            folder = self.repository.download(self.repository.remote_commit(), self._patterns(), ["*/*"])
+            folder = self.repository.download(self._patterns(), ["*/*"])
             cached, came = Checkpoint(folder, self.spec), "was downloaded"
         else:
             came = "came from the cache"
@@ -126,7 +127,7 @@ class HubData(DataSource):
         patterns = [f"{self.folder}/*" if self.folder else "*"]
         patterns = [f"{pattern}{self.spec.split}*{suffix}" for pattern in patterns for suffix in SUFFIXES]
         patterns += [pattern.replace(f"{self.spec.split}*", f"{self.spec.split}/*") for pattern in patterns]
-        folder = self.repository.download(self.repository.remote_commit(), patterns)
+        folder = self.repository.download(patterns)
         files = self._files_of_split(folder)
         if not files:
             raise StepError(f"{self.spec.source} has no {', '.join(SUFFIXES)} file for the split {self.spec.split!r}")
@@ -147,7 +148,7 @@ class HubData(DataSource):
         if len(folders) > 1:
             choices = ", ".join(f"hf:{self.repository.name}/{folder}" for folder in folders)
             raise PlanError(f"{self.spec.source} has the split {self.spec.split!r} in {len(folders)} folders; choose one: {choices}")
-        return found
+        return found if _complete(found) else []
 
     def _splits_text(self) -> str:
         snapshot = self.repository.cached()
@@ -165,6 +166,12 @@ def _splits_of(path: Path) -> set[str]:
     """What a file may be called the split of: its name up to a part number, and its folders."""
     stem = path.name.removesuffix(path.suffix)
     return {stem, stem.split("-0")[0], *path.parent.parts}
+
+
+def _complete(files: Sequence[Path]) -> bool:
+    """Whether all of a split's parts are there: a cached snapshot may have some of them only."""
+    wanted = {int(match[1]) for file in files if (match := re.search(r"-of-(\d+)$", file.stem))}
+    return not wanted or len(files) == max(wanted)
 
 
 def _needs_library() -> list[str]:

@@ -84,4 +84,5 @@ class LocalTable(DataSource):
             return chosen[0]
         if not chosen:
             raise PlanError(f"{self.path} has no file for the split {self.spec.split!r}; it has {there}")
-        raise PlanError(f"{self.path} has several files for the split {self.spec.split!r}: {', '.join(p.name for p in chosen)}. Name one as the source")
+        names = ", ".join(p.name for p in chosen)
+        raise PlanError(f"{self.path} has several files for the split {self.spec.split!r}: {names}. Name one as the source")

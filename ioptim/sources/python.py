@@ -92,10 +92,8 @@ class FactoryModel(ModelSource):
             return [f"{self.spec.source!r} names a file; name the module as for an import: python:{dotted}:{self.factory}"]
         path = module_file(self.base, self.module)
         if path is None:
-            return [
-                f"there is no module {self.module!r}: neither {self.base / self.module.replace('.', '/')}.py nor an installed package has it."
-                " It is looked up from the recipe's folder"
-            ]
+            beside = self.base / f"{self.module.replace('.', '/')}.py"
+            return [f"there is no module {self.module!r}: there is no file {beside}, and no installed package has it"]
         local = self._code()
         if objections := [text for file in local.values() for text in outside(file, self.root)]:
             return objections

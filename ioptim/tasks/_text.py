@@ -16,8 +16,6 @@ from ioptim.errors import StepError, UnavailableError
 from ioptim.tasks._assets import DEFAULT_LONGEST, longest_input, read_asset
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ioptim.core.task import Feeds
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -36,7 +34,8 @@ class TextTask(Task, ABC):
 
     def check_table(self, table: Table, role: str) -> list[str]:
         """A missing column, or the first rows whose text is empty or no text."""
-        return super().check_table(table, role) or self.check_texts(table, self.columns if role == "validation" else self.calibration_columns)
+        names = self.columns if role == "validation" else self.calibration_columns
+        return super().check_table(table, role) or self.check_texts(table, list(names))
 
     def check_texts(self, table: Table, names: Sequence[str]) -> list[str]:
         """Objections to the texts of these columns."""
@@ -44,19 +43,18 @@ class TextTask(Task, ABC):
         for name in names:
             if name == "label":
                 continue
-            bad = [row for row, value in zip(table.rows, table.columns[name], strict=True) if not isinstance(value, str) or not value.strip()]
+            values = zip(table.rows, table.columns[name], strict=True)
+            bad = [row for row, value in values if not isinstance(value, str) or not value.strip()]
             if bad:
-                more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-                objections.append(f"{table.origin}: the column {name!r} must hold text; it is empty or no text in {', '.join(bad[:3])}{more}")
+                where = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+                objections.append(f"{table.origin}: the column {name!r} must hold text; it is empty or no text in {where}")
         return objections
 
     def examples(self, table: Table, model: ModelArtifact) -> Iterator[Feeds]:
         """(1, tokens) each. A model whose sequence axis is fixed gets every text padded to it."""
-        texts, fixed = self.texts(table), _fixed_length(model)
-        tokenizer = self._tokenizer(model)
-        for start in range(0, len(texts), _CHUNK):
-            for encoding in tokenizer.encode_batch(texts[start : start + _CHUNK]):
-                yield _pad(_feeds(encoding, model), fixed or len(encoding.ids), model)
+        fixed = _fixed_length(model)
+        for encoding in self._encoded(self.texts(table), model):
+            yield _pad(_feeds(encoding, model), fixed or len(encoding.ids), model)
 
     def collate(self, examples: Sequence[Feeds], model: ModelArtifact) -> Feeds:
         """(batch, tokens of the longest); padding is masked."""
@@ -73,7 +71,7 @@ class TextTask(Task, ABC):
         tokens = _fixed_length(model) or length
         draw = np.random.default_rng(0)
         ids = draw.integers(0, _vocabulary(model), (batch, tokens))
-        mask = np.ones((batch, tokens), dtype=np.int64)
+        mask: np.ndarray = np.ones((batch, tokens), dtype=np.int64)
         mask[1::2, tokens - tokens // 4 :] = 0
         every = {
             "input_ids": np.where(mask == 1, ids, _pad_id(model)),
@@ -85,19 +83,19 @@ class TextTask(Task, ABC):
     def input_specs(self, parameters: Sequence[str]) -> tuple[TensorSpec, ...]:
         """int64 (batch, sequence) for each of the usual three that `forward` takes."""
         if "input_ids" not in parameters:
-            raise StepError(f"the task {self.task} feeds {', '.join(INPUTS)}; forward takes {', '.join(parameters)}. Name its first input input_ids")
+            takes = ", ".join(parameters) or "nothing"
+            raise StepError(f"the task {self.task} feeds {', '.join(INPUTS)}; forward takes {takes}. Call its first input input_ids")
         return tuple(TensorSpec(name=name, dtype="int64", shape=("batch", "sequence")) for name in INPUTS if name in parameters)
 
     def notes(self, table: Table, model: ModelArtifact) -> list[str]:
         """How many texts were cut, and at how many tokens."""
         texts = self.texts(table)
-        tokenizer = self._tokenizer(model)
-        cut = sum(bool(e.overflowing) for start in range(0, len(texts), _CHUNK) for e in tokenizer.encode_batch(texts[start : start + _CHUNK]))
+        cut = sum(bool(encoding.overflowing) for encoding in self._encoded(texts, model))
         return [f"{cut} of {len(texts)} texts were cut at {self.longest(model)} tokens"] if cut else []
 
     def lengths(self, texts: Sequence[str], model: ModelArtifact) -> list[int]:
         """Tokens of each text as the model sees it, padding not counted."""
-        return [len(encoding.ids) for encoding in self._tokenizer(model).encode_batch(list(texts))]
+        return [len(encoding.ids) for encoding in self._encoded(texts, model)]
 
     def longest(self, model: ModelArtifact) -> int:
         """Tokens a text is cut at.
@@ -113,8 +111,11 @@ class TextTask(Task, ABC):
             raise StepError(f"max_length: {self.max_length} was asked for, but the model takes at most {limit} tokens")
         return self.max_length
 
-    def _tokenizer(self, model: ModelArtifact) -> Any:
-        return _load_tokenizer(model.path, self.longest(model))
+    def _encoded(self, texts: Sequence[str], model: ModelArtifact) -> Iterator[Any]:
+        """One `tokenizers.Encoding` for each text, cut but not padded."""
+        tokenizer = _load_tokenizer(model.path, self.longest(model))
+        for start in range(0, len(texts), _CHUNK):
+            yield from tokenizer.encode_batch(list(texts[start : start + _CHUNK]))
 
 
 @lru_cache(maxsize=4)
@@ -132,7 +133,7 @@ def _load_tokenizer(folder: Path, max_length: int) -> Any:
 def _converted_tokenizer(folder: Path) -> Any:
     """The fast tokenizer that transformers builds from older files (vocab.txt, merges.txt)."""
     if not any((folder / name).is_file() for name in ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")):
-        raise StepError(f"the model has no tokenizer: {folder} holds no tokenizer.json and no vocabulary. Put tokenizer.json beside the weights")
+        raise StepError(f"the model has no tokenizer: {folder} holds no tokenizer.json. Put it beside the weights")
     try:
         from transformers import AutoTokenizer
     except ImportError as error:

@@ -63,7 +63,7 @@ class FeatureExtraction(TextTask):
             return self.check_texts(table, names)
         objections = super().check_table(table, role)
         if not objections and role == "validation" and len(set(table.columns["passage"])) < 2:
-            objections = [f"{table.origin}: retrieval needs at least 2 different passages to choose from; all {len(table)} rows have the same one"]
+            objections = [f"{table.origin}: retrieval needs different passages to choose from; all {len(table)} rows have the same one"]
         return objections
 
     def texts(self, table: Table) -> list[str]:
