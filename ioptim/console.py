@@ -44,7 +44,7 @@ class _Silent:
 
 
 class _Plain:
-    """One line when a node starts and one when it ends."""
+    """A line when a node has ended."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -56,7 +56,8 @@ class _Plain:
             if event.what == "ended":
                 self.ended += 1
                 for line in ended_lines(event.node):
-                    print(f"[{self.ended}/{self.total}] {line}" if line[0] != " " else line, file=sys.stderr, flush=True)
+                    sys.stderr.write(line + "\n" if line[0] == " " else f"[{self.ended}/{self.total}] {line}\n")
+                sys.stderr.flush()
 
     def close(self) -> None:
         return
@@ -107,5 +108,3 @@ def ended_lines(node: NodeRecord) -> list[str]:
     if node.error:
         lines += [f"    {line}" for line in node.error.splitlines()]
     return lines
-
-

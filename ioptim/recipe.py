@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     AnyRuntime = Runtime
     AnyTask = Task
 else:
-    AnyStep = Annotated[Union[tuple(WRITABLE_STEPS.values())], Field(discriminator="step")]
-    AnyRuntime = Annotated[Union[tuple(RUNTIMES.values())], Field(discriminator="runtime")]
-    AnyTask = Annotated[Union[tuple(TASKS.values())], Field(discriminator="task")]
+    AnyStep = Annotated[tuple(WRITABLE_STEPS.values()), Field(discriminator="step")]
+    AnyRuntime = Annotated[tuple(RUNTIMES.values()), Field(discriminator="runtime")]
+    AnyTask = Annotated[tuple(TASKS.values()), Field(discriminator="task")]
 
 
 class RecipeTarget(Target):
@@ -122,7 +122,10 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         # JSON mode: strict types ("2" is no number, 1 no boolean), yet names stand for enum members and lists for tuples.
         recipe = Recipe.model_validate_json(json.dumps(expanded), strict=True)
     except ValidationError as error:
-        found = [_problem(item, expanded, document) for item in error.errors(include_url=False)]
+        errors = error.errors(include_url=False)
+        # A list whose items were all refused is not short: its items are named.
+        real = [e for e in errors if e["type"] != "too_short" or not e["input"]]
+        found = [_problem(item, expanded, document) for item in real]
         raise RecipeError(sorted(found, key=lambda p: p.line or 0), str(path)) from None
     return Loaded(recipe, document, path, overrides)
 
@@ -177,7 +180,7 @@ def _override(document: Document, text: str) -> Problem | None:
     if last is None:
         return Problem(where, f"the recipe has no {parts[-1]!r} in {dotted(loc)}; there {_has(holder)}")
     holder[last] = str(Path(value).absolute()) if _is_local_path(parts[-1], value) else value
-    document.lines = {k: v for k, v in document.lines.items() if k[: len(loc) + 1] != (*loc, last)}
+    document.overridden.add((*loc, last))
     return None
 
 
@@ -235,11 +238,14 @@ def _problem(error: Any, expanded: dict[str, Any], document: Document) -> Proble
     elif kind in ("enum", "literal_error"):
         accepted = [word.strip("'") for word in ctx["expected"].replace(" or ", ", ").split(", ")]
         message = f"{given!r} is not accepted{did_you_mean(str(given), accepted) or '.'} Accepted: {', '.join(accepted)}"
+    elif kind == "too_short":
+        message = "at least one is needed; there is none"
     elif kind == "value_error":
         message = str(ctx["error"])
     else:
         message = f"{error['msg'][0].lower()}{error['msg'][1:]}; received {_short(given)}"
-    return Problem(readable(loc, expanded), message, line)
+    from_command_line = line is None and bool(document.overridden)
+    return Problem(readable(loc, expanded), message + (" (from --set)" if from_command_line else ""), line)
 
 
 def _place(loc: Sequence[str | int], expanded: Any) -> tuple[Loc, type[BaseModel] | None]:
@@ -259,10 +265,7 @@ def _place(loc: Sequence[str | int], expanded: Any) -> tuple[Loc, type[BaseModel
             owner = model
             field = model.model_fields.get(part) if model else None
             model = _model_in(field.annotation) if field else None
-        try:
-            value = value[part]
-        except (KeyError, IndexError, TypeError):
-            value = None
+        value = _get(value, part)
     return tuple(clean), owner
 
 
@@ -281,17 +284,21 @@ def readable(loc: Loc, data: Any) -> str:
     """A place as a user names it: `steps.quantize.scheme`, which is also what `--set` takes."""
     names: list[str] = []
     for part in loc:
-        item = None
-        try:
-            item = data[part]
-        except (KeyError, IndexError, TypeError):
-            pass
-        data = item
         name: Any = part
+        item = _get(data, part)
+        data = item
         if isinstance(part, int) and isinstance(item, dict):
             name = item.get("id") or item.get("name") or item.get("step") or item.get("metric") or part
         names.append(f"[{name}]" if isinstance(name, int) else str(name))
     return ".".join(names).replace(".[", "[")
+
+
+def _get(holder: Any, part: str | int) -> Any:
+    """The value under a key or number; None where there is none."""
+    try:
+        return holder[part]
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
 def _short(value: Any) -> str:

@@ -83,7 +83,10 @@ def test_assets_and_facts_are_inherited(store: Store) -> None:
         (out / "model" / "model.safetensors").write_bytes(b"w")
         (out / "model" / "tokenizer.json").write_text("{}")
         written = Written(
-            format=Format.TORCH, entry="model.safetensors", assets=("tokenizer.json",), facts={"labels": ["no", "yes"], "loader": {"kind": "x"}}
+            format=Format.TORCH,
+            entry="model.safetensors",
+            assets=("tokenizer.json",),
+            facts={"labels": ["no", "yes"], "loader": {"kind": "x"}},
         )
         first = store.put(KEY, "source", {}, Outcome(written=written), out, 1.0, None)
     with store.work() as out:
@@ -132,7 +135,9 @@ def test_a_full_disk_is_said_so_and_leaves_nothing(store: Store, monkeypatch: py
 
 def test_a_folder_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file where a folder should be")
-    with pytest.raises(UnavailableError, match=r"it cannot be written to \(.*\)\. Change its permissions, or name another folder with --home"):
+    with pytest.raises(
+        UnavailableError, match=r"it cannot be written to \(.*\)\. Change its permissions, or name another folder with --home"
+    ):
         Store(tmp_path / "store").create()
 
 

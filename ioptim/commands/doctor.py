@@ -59,13 +59,20 @@ def _check(name: str, machine: Hardware) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             values = isolate.call(
-                "ioptim.commands.doctor:compute", {"runtime": name, "device": device}, log=Path(folder) / "log", limits=isolate.Limits(seconds=120)
+                "ioptim.commands.doctor:compute",
+                {"runtime": name, "device": device},
+                log=Path(folder) / "log",
+                limits=isolate.Limits(seconds=120),
             )
         except IoptimError as error:
             return found | {"says": str(error)}
     right = all(abs(a - b) < 1e-3 for a, b in zip(values, EXPECTED, strict=True))
     shown = ", ".join(f"{library} {version}" for library, version in versions.items()) or "built in"
-    return found | {"usable": right, "computed": values, "says": f"{shown}: computed {values}" + ("" if right else f", expected {EXPECTED}")}
+    return found | {
+        "usable": right,
+        "computed": values,
+        "says": f"{shown}: computed {values}" + ("" if right else f", expected {EXPECTED}"),
+    }
 
 
 def compute(argument: dict[str, str]) -> list[float]:

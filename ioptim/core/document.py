@@ -25,9 +25,13 @@ class Document:
         self.data = data
         self.lines = lines
         self.text = text
+        self.overridden: set[Loc] = set()
+        """Places whose value was given on the command line, and so has no line."""
 
     def line(self, loc: Loc) -> int | None:
-        """Line of the value at `loc`, or of the nearest one that holds it."""
+        """Line of the value at `loc`, or of the nearest one that holds it; None for a value from the command line."""
+        if any(loc[:n] in self.overridden for n in range(1, len(loc) + 1)):
+            return None
         while loc and loc not in self.lines:
             loc = loc[:-1]
         return self.lines.get(loc)

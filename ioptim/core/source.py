@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
-
 from pydantic import Field
 
 from ioptim.core.base import Frozen
@@ -27,7 +26,9 @@ class ModelSpec(Frozen):
 class DataSpec(Frozen):
     """One role (calibration or validation) of the recipe's `data`."""
 
-    source: str = Field(min_length=1, description="a .tsv, .csv, .jsonl or .parquet file, a folder of them, builtin:NAME, sklearn:NAME or hf:ORG/NAME")
+    source: str = Field(
+        min_length=1, description="a .tsv, .csv, .jsonl or .parquet file, a folder, builtin:NAME, sklearn:NAME or hf:ORG/NAME"
+    )
     split: str | None = Field(None, description="split of the source: the file NAME.* of a folder, a part of a built-in or hub data set")
     revision: str | None = Field(None, description="branch, tag or commit of an hf: source")
     columns: Mapping[str, str] = Field(default_factory=dict, description="the task's column name: the name in the file")
@@ -82,5 +83,3 @@ class DataSource(ABC):
 def within(path: Path, root: Path | None) -> bool:
     """Whether `path`, with links followed, stays inside `root`; always true when no root is set."""
     return root is None or path.resolve().is_relative_to(root.resolve())
-
-

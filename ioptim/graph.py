@@ -1,0 +1,368 @@
+"""From the recipe's steps to the nodes of the graph: order, targets, exports and baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ioptim.core.artifact import Format
+from ioptim.core.document import Loc
+from ioptim.core.gate import Gate
+from ioptim.core.registry import did_you_mean
+from ioptim.core.runtime import Target
+from ioptim.core.step import MeasuringStep, Step, Where
+from ioptim.core.target import Hardware
+from ioptim.errors import PlanError, Problem
+from ioptim.recipe import STEPS, Loaded
+
+SOURCE = "source"
+RUNTIME_FP32 = "runtime-fp32"
+EXPORT_TO = (Format.ONNX, Format.OPENVINO)
+"""Formats that `export` can write, preferred first."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One thing to run: a step, resolved, at its place in the graph.
+
+    `parents` is everything it waits for. Of these, `model` is the node whose model it takes, `candidates` are the nodes whose models
+    a comparison takes, and `baselines` maps the name of a baseline to the node that provides it.
+    """
+
+    id: str
+    step: Step
+    target: Target | None
+    parents: tuple[str, ...]
+    model: str | None
+    candidates: tuple[str, ...]
+    baselines: Mapping[str, str]
+    where: Where
+    format: Format
+    inserted: str = ""
+    libraries: tuple[str, ...] = ()
+
+    @property
+    def provides(self) -> str:
+        """The node whose model leaves this one: itself, or for a measuring step the one it measured."""
+        return self.id if self.step.transforms or self.model is None else self.model
+
+
+# The recipe's steps by id, and their order.
+
+
+@dataclass(frozen=True)
+class NamedStep:
+    """A step of the recipe with its final id, what it follows and where it stands in the YAML."""
+
+    id: str
+    step: Step
+    after: tuple[str, ...]
+    index: int
+
+
+def named_steps(loaded: Loaded) -> dict[str, NamedStep]:
+    named: dict[str, NamedStep] = {}
+    problems = []
+    previous: tuple[str, ...] = (SOURCE,)
+    for index, step in enumerate(loaded.recipe.steps):
+        step_id = step.id or _free_name(step.step, named)
+        if step_id in (SOURCE, RUNTIME_FP32) or step_id in named:
+            why = "is taken by the plan" if step_id not in named else f"is already the id of steps[{named[step_id].index}]"
+            problems.append(loaded.problem(("steps", index, "id"), f"the id {step_id!r} {why}; choose another"))
+            step_id = _free_name(step_id, named)
+        after = previous if step.after is None else tuple(dict.fromkeys(step.after)) or (SOURCE,)
+        named[step_id] = NamedStep(step_id, step, after, index)
+        previous = (step_id,)
+    known = [SOURCE, *named]
+    for item in named.values():
+        for name in item.after:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                message = f"there is no step with the id {name!r}{hint or '.'} There are: {', '.join(known)}"
+                problems.append(loaded.problem(("steps", item.index, "after"), message))
+    if problems:
+        raise PlanError(problems, str(loaded.path))
+    return named
+
+
+def _free_name(wanted: str, taken: Iterable[str]) -> str:
+    names, number = set(taken), 2
+    name = wanted
+    while name in names:
+        name, number = f"{wanted}-{number}", number + 1
+    return name
+
+
+def in_order(loaded: Loaded, steps: Mapping[str, NamedStep]) -> list[str]:
+    """Ids so that each follows what it is after, otherwise in the order of the recipe."""
+    order: list[str] = []
+    waiting = dict(steps)
+    while waiting:
+        ready = next((i for i, s in waiting.items() if all(a == SOURCE or a in order for a in s.after)), None)
+        if ready is None:
+            raise PlanError([_cycle(loaded, waiting)], str(loaded.path))
+        order.append(ready)
+        del waiting[ready]
+    return order
+
+
+def _cycle(loaded: Loaded, waiting: Mapping[str, NamedStep]) -> Problem:
+    path = [next(iter(waiting))]
+    while path[-1] not in path[:-1]:
+        path.append(next(a for a in waiting[path[-1]].after if a in waiting))
+    ring = path[path.index(path[-1]) :]
+    first = waiting[ring[0]]
+    message = f"these steps wait for each other in a circle: {' after '.join(ring)}. Remove one `after`"
+    return loaded.problem(("steps", first.index, "after"), message)
+
+
+# The nodes: one per step and target, with exports and baselines put in where they are needed.
+
+
+class Grower:
+    """Grows the nodes step by step; `made[step id]` are the nodes a step became."""
+
+    def __init__(self, loaded: Loaded, hardware: Hardware, steps: Mapping[str, NamedStep], problems: list[Problem]) -> None:
+        self.loaded = loaded
+        self.recipe = loaded.recipe
+        self.hardware = hardware
+        self.steps = steps
+        self.problems = problems
+        self.targets: dict[str, Target] = {t.name: t for t in self.recipe.targets}
+        if len(self.targets) < len(self.recipe.targets):
+            self._object(("targets",), "two targets have the same name; give each its own")
+        self.nodes: list[Node] = []
+        self.by_id: dict[str, Node] = {}
+        self.made: dict[str, list[str]] = {}
+        starting = self._first_format()
+        source = STEPS["source"]()  # type: ignore[call-arg]
+        libraries = _LIBRARIES.get(starting, ())
+        self._add(Node(SOURCE, source, None, (), None, (), {}, self._where(starting, ()), starting, "brings the model in", libraries))
+        self.made[SOURCE] = [SOURCE]
+        for index, target in enumerate(self.recipe.targets):
+            for text in target.runtime.check(target, hardware):
+                self._object(("targets", index), text)
+
+    def grow(self, step_id: str) -> None:
+        """Add the nodes of one step, after everything it follows has its own."""
+        named = self.steps[step_id]
+        parents = [node for name in named.after for node in self.made[name]]
+        explicit = self._explicit_target(named)
+        places = [explicit] if explicit else self._places(named, parents)
+        self.made[step_id] = []
+        for target in places:
+            here = [p for p in parents if target is None or len(places) == 1 or self._target_of(p) in (None, target.name)]
+            node_id = step_id if len(places) == 1 else f"{step_id}@{target.name if target else ''}"
+            self.made[step_id].append(self._node(node_id, named, target, here))
+
+    def _places(self, named: NamedStep, parents: Sequence[str]) -> list[Target | None]:
+        """The targets a step without one of its own runs for: None once where it is shared by all."""
+        reached = [name for name in dict.fromkeys(self._target_of(p) for p in parents) if name is not None]
+        if named.step.compares and len(named.after) > 1:
+            return [self.targets[reached[0]] if reached else self.recipe.targets[0]]
+        if reached:
+            return [self.targets[name] for name in reached]
+        if named.step.per_target:
+            return list(self.recipe.targets)
+        return [self.recipe.targets[0]] if named.step.measures else [None]
+
+    def _node(self, node_id: str, named: NamedStep, target: Target | None, parents: Sequence[str]) -> str:
+        candidates = self._candidates(parents)
+        loc = ("steps", named.index)
+        if len(candidates) > 1 and not named.step.compares:
+            self._object((*loc, "after"), f"{named.id} takes one model, and {len(candidates)} arrive: {', '.join(candidates)}")
+        serves = (target,) if named.step.per_target and target else self._serves(named.id)
+        model = candidates[0]
+        if not named.step.compares:
+            model = self._in_format(model, named.step, target, loc)
+        where = self._where(self.by_id[model].format, serves)
+        step = named.step.resolve(where)
+        for text in step.check(where):
+            self._object(loc, text)
+        for role in step.data_roles():
+            if getattr(self.recipe.data, role) is None:
+                self._object(("data",), f"{named.id} needs data.{role}, and the recipe has none")
+        if target and step.transforms and (made_for := self._target_of(model)) not in (None, target.name):
+            self._object(loc, f"{named.id} is for the target {target.name}, but {model} made its model for {made_for}")
+        baselines = self._baselines(step, candidates, target, loc) if step.needs_baselines else {}
+        needed = tuple(dict.fromkeys([*parents, model, *baselines.values()]))
+        libraries = self._libraries(step, where, [model, *candidates, *baselines.values()], target)
+        node = Node(
+            node_id,
+            step,
+            target,
+            needed,
+            model,
+            candidates if step.compares else (model,),
+            baselines,
+            where,
+            step.produces(where),
+            "",
+            libraries,
+        )
+        return self._add(node)
+
+    def _candidates(self, parents: Sequence[str]) -> tuple[str, ...]:
+        """The models that arrive: what the parents provide, less what another of them was made from."""
+        provided = list(dict.fromkeys(self.by_id[p].provides for p in parents))
+        older = {ancestor for p in provided for ancestor in self._model_ancestors(p)}
+        return tuple(p for p in provided if p not in older)
+
+    def _model_ancestors(self, node_id: str) -> Iterable[str]:
+        current = self.by_id[node_id].model
+        while current is not None:
+            yield current
+            current = self.by_id[current].model
+
+    def _in_format(self, provider: str, step: Step, target: Target | None, loc: Loc) -> str:
+        """The provider, or an export of it where the step does not take its format."""
+        accepted = target.runtime.accepts if step.step == "compile" and target else step.accepts
+        found = self.by_id[provider].format
+        if found in accepted or not accepted:
+            return provider
+        to = next((f for f in EXPORT_TO if f in accepted), None)
+        if to is None or found not in STEPS["export"].accepts:
+            who = f"the runtime {target.runtime.runtime}" if step.step == "compile" and target else step.step
+            takes = ", ".join(sorted(accepted))
+            self._object(loc, f"{who} takes {takes}; {provider} provides {found}, and nothing turns {found} into that")
+            return provider
+        return self._insert_export(provider, to)
+
+    def _insert_export(self, provider: str, to: Format) -> str:
+        node_id = "export" if provider == SOURCE and to is Format.ONNX else f"export-{provider}-{to}"
+        taken = self.by_id.get(node_id)
+        if taken is not None and not taken.inserted:
+            node_id = f"export-{provider}-{to}"
+        if node_id in self.by_id:
+            return node_id
+        origin = self.by_id[provider]
+        where = self._where(origin.format, origin.where.targets)
+        step = STEPS["export"].model_validate({"to": to}).resolve(where)
+        libraries = self._libraries(step, where, [provider], None)
+        why = f"{provider} is {origin.format}, what follows takes {to}"
+        return self._add(Node(node_id, step, None, (provider,), provider, (provider,), {}, where, to, why, libraries))
+
+    # Baselines: the model as given, and the same model in fp32 on the same runtime.
+
+    def _baselines(self, step: Step, candidates: Sequence[str], target: Target | None, loc: Loc) -> dict[str, str]:
+        found = {SOURCE: SOURCE}
+        names = list(dict.fromkeys(self._target_of(c) for c in candidates))
+        for name in names:
+            on = self.targets[name] if name else target
+            if on is not None:
+                label = RUNTIME_FP32 if len(names) == 1 else f"{RUNTIME_FP32}@{on.name}"
+                baseline = self._insert_fp32(on, loc)
+                if baseline is not None:
+                    found[label] = baseline
+        if not isinstance(step, MeasuringStep):
+            return found
+        for index, gate in enumerate(step.gates):
+            self._check_gate(step, gate, (*loc, "gates", index), found, candidates)
+        return found
+
+    def _check_gate(self, step: MeasuringStep, gate: Gate, loc: Loc, found: dict[str, str], candidates: Sequence[str]) -> None:
+        metrics = step.metric_names(self.recipe.model.task)
+        if gate.metric not in metrics:
+            hint = did_you_mean(gate.metric, metrics)
+            self._object((*loc, "metric"), f"{step.step} has no metric {gate.metric!r}{hint or '.'} It has: {', '.join(metrics)}")
+        known = {name.partition("@")[0] for name in found} | set(found) | set(candidates)
+        if gate.needs_baseline and gate.baseline not in known:
+            if gate.baseline in self.made:
+                provider = self.by_id[self.made[gate.baseline][0]].provides
+                if provider not in candidates:
+                    found[gate.baseline] = provider
+            else:
+                every = [*self.made, RUNTIME_FP32]
+                hint = did_you_mean(gate.baseline, every)
+                self._object((*loc, "baseline"), f"nothing is called {gate.baseline!r}{hint or '.'} There are: {', '.join(every)}")
+        if gate.candidate is not None and gate.candidate not in candidates:
+            self._object((*loc, "candidate"), f"{gate.candidate!r} is not measured here; candidates are {', '.join(candidates)}")
+
+    def _insert_fp32(self, target: Target, loc: Loc) -> str | None:
+        node_id = RUNTIME_FP32 if len(self.targets) == 1 else f"{RUNTIME_FP32}@{target.name}"
+        if node_id in self.by_id:
+            return node_id
+        step = STEPS["compile"].model_validate({})
+        before = len(self.problems)
+        provider = self._in_format(SOURCE, step, target, loc)
+        if len(self.problems) > before:
+            return None
+        where = self._where(self.by_id[provider].format, (target,))
+        libraries = self._libraries(step, where, [provider], target)
+        why = f"baseline: the model as given, in fp32 on {target.runtime.runtime}"
+        node = Node(node_id, step, target, (provider,), provider, (provider,), {}, where, step.produces(where), why, libraries)
+        return self._add(node)
+
+    # Small questions.
+
+    def _explicit_target(self, named: NamedStep) -> Target | None:
+        name = named.step.target
+        if name is None:
+            return None
+        if name not in self.targets:
+            hint = did_you_mean(name, self.targets)
+            message = f"there is no target {name!r}{hint or '.'} There are: {', '.join(self.targets)}"
+            self._object(("steps", named.index, "target"), message)
+            return self.recipe.targets[0]
+        return self.targets[name]
+
+    def _target_of(self, node_id: str) -> str | None:
+        """The target a node's model was made for; None while it is shared by all."""
+        current: str | None = self.by_id[node_id].provides
+        while current is not None:
+            node = self.by_id[current]
+            if node.target is not None:
+                return node.target.name
+            current = node.model
+        return None
+
+    def _serves(self, step_id: str) -> tuple[Target, ...]:
+        """Targets that the models made by this step will run on, as far as the recipe says."""
+        reached: dict[str, Target] = {}
+        waiting, seen = [step_id], set()
+        while waiting:
+            current = waiting.pop()
+            seen.add(current)
+            step = self.steps[current].step
+            if step.target in self.targets:
+                reached[step.target] = self.targets[step.target]  # type: ignore[index]
+                continue
+            followers = [s.id for s in self.steps.values() if current in s.after and s.id not in seen]
+            if step.per_target or not followers:
+                reached.update(self.targets)
+            waiting += followers
+        return tuple(t for name, t in self.targets.items() if name in reached)
+
+    def _first_format(self) -> Format:
+        source = self.recipe.model.source
+        return Format.ONNX if source.endswith(".onnx") else Format.TORCH
+
+    def _where(self, format: Format, targets: Sequence[Target]) -> Where:
+        return Where(
+            format=format,
+            targets=tuple(targets) or tuple(self.recipe.targets),
+            task=self.recipe.model.task,
+            hardware=self.hardware,
+            has_calibration=self.recipe.data.calibration is not None,
+        )
+
+    def _libraries(self, step: Step, where: Where, models: Sequence[str], target: Target | None) -> tuple[str, ...]:
+        """Distributions a node needs: the step's, the task's, and for a measuring step those that open the models."""
+        names = [*step.library_names(where), *(self.recipe.model.task.libraries if step.data_roles() else ())]
+        if step.measures:
+            for model in models:
+                name = self._target_of(model)
+                names += self.targets[name].runtime.libraries if name else _LIBRARIES.get(self.by_id[model].format, ())
+        return tuple(dict.fromkeys(names))
+
+    def _object(self, loc: Loc, message: str) -> None:
+        self.problems.append(self.loaded.problem(loc, message))
+
+    def _add(self, node: Node) -> str:
+        self.nodes.append(node)
+        self.by_id[node.id] = node
+        return node.id
+
+
+_LIBRARIES: Mapping[Format, tuple[str, ...]] = {Format.TORCH: ("torch", "safetensors"), Format.ONNX: ("onnx", "onnxruntime")}
+"""What opens a model that no target has compiled yet."""

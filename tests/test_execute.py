@@ -1,0 +1,285 @@
+"""Semantics of a run: caching, skipping, verdicts, errors, interruption. The process boundary is replaced by a function that
+writes a few bytes, so that each test takes milliseconds; tests/test_end_to_end.py runs the real steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ioptim import execute, isolate
+from ioptim import plan as planning
+from ioptim.cache import Store
+from ioptim.core.artifact import Format
+from ioptim.core.metrics import Kind, Metric, Samples, write_samples
+from ioptim.core.record import NodeRecord, RunRecord, Status, TrackingState
+from ioptim.core.step import Outcome, Written
+from ioptim.core.target import Hardware
+from ioptim.errors import ExitCode, StepError, UnavailableError
+from ioptim.execute import Run, forecast, run_plan
+from ioptim.plan import Plan, make_plan
+from ioptim.recipe import read_recipe
+
+HARDWARE = Hardware(cpu_model="test", cpu_flags=(), cores=2, threads=2, memory_bytes=8 << 30)
+RECIPE = """\
+name: r
+model: {source: folder, task: feature-extraction}
+data: {validation: {source: "builtin:retrieval"}, calibration: {source: "builtin:retrieval"}}
+targets: [{name: cpu, runtime: onnxruntime}]
+steps:
+  - {step: quantize, scheme: int8-dynamic}
+  - compile
+  - {step: benchmark, gates: [{metric: size_bytes, max_ratio: 0.5}]}
+"""
+
+
+class Source:
+    """A source whose content a test may change."""
+
+    cheap = False
+    content = "0"
+
+    def check(self) -> list[str]:
+        return []
+
+    def identity(self) -> Mapping[str, str]:
+        return {"sha256": self.content}
+
+
+class World:
+    """Stands in for the processes: what each step writes, and how often each ran."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.ran: list[str] = []
+        self.sizes = {"source": 100, "export": 100, "quantize": 30, "compile": 30}
+        self.fail: dict[str, BaseException] = {}
+        self.steps: dict[str, Callable[[Path], Outcome]] = {}
+
+    def call(self, function: str, request: dict[str, Any], **_: Any) -> Any:
+        step = request["step"]["step"]
+        self.ran.append(step)
+        if step in self.fail:
+            raise self.fail[step]
+        out = Path(request["out"])
+        if step == "benchmark":
+            values = {"compile": 30.0, "source": 100.0, "runtime-fp32": 100.0}
+            metric = Metric(name="size_bytes", higher_is_better=False, description="", unit="bytes")
+            (out / "files").mkdir()
+            write_samples(
+                out / "files", (Samples(metric=metric, kind=Kind.EXACT, values={k: (v,) for k, v in values.items()}),)
+            )
+            return Outcome(metrics={"size_bytes": 30.0}).model_dump(mode="json")
+        (out / "model").mkdir()
+        (out / "model" / "m").write_bytes(step.encode() * self.sizes[step])
+        format = Format.TORCH if step == "source" else Format.ONNX
+        return Outcome(written=Written(format=format, entry="m")).model_dump(mode="json")
+
+    def plan(self, *overrides: str, hardware: Hardware = HARDWARE) -> Plan:
+        path = self.home / "r.yaml"
+        path.write_text(RECIPE)
+        return make_plan(read_recipe(path, overrides), hardware)
+
+    def run(self, *overrides: str, hardware: Hardware = HARDWARE, **options: Any) -> Run:
+        """A run of the recipe to its end; `ran` holds the steps that it computed."""
+        run = self.start(*overrides, hardware=hardware, **options)
+        run_plan(run)
+        run.end()
+        return run
+
+    def start(self, *overrides: str, hardware: Hardware = HARDWARE, **options: Any) -> Run:
+        self.ran = []
+        record = RunRecord(run_id="1", recipe="r", hardware=hardware)
+        (self.home / "logs").mkdir(exist_ok=True)
+        run = Run(self.plan(*overrides, hardware=hardware), Store(self.home / "store").create(), record, self.home, **options)
+        run.begin()
+        return run
+
+
+ALL = ["source", "export", "quantize", "compile", "compile", "benchmark"]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World(tmp_path)
+    monkeypatch.setattr(isolate, "call", world.call)
+    monkeypatch.setattr(planning, "model_source", lambda *args: Source())
+    monkeypatch.setattr(planning, "data_source", lambda *args: Source())
+    return world
+
+
+def statuses(run: Run) -> dict[str, Status]:
+    return {node.id: node.status for node in run.record.nodes}
+
+
+def test_everything_runs_once_and_then_comes_from_the_store(world: World) -> None:
+    first = world.run()
+    assert world.ran == ALL
+    assert first.record.status is Status.PASSED and first.record.exit_code == ExitCode.PASS
+    assert [gate.verdict.value for gate in first.record.gates] == ["pass"]
+    second = world.run()
+    assert world.ran == []
+    assert all(node.cached for node in second.record.nodes)
+    assert second.record.node("compile").artifact == first.record.node("compile").artifact
+    assert [f.state for f in forecast(world.plan(), second.store)] == ["cached"] * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "computed"),
+    [
+        (("steps.quantize.scheme=int8-static",), ["quantize", "compile", "benchmark"]),
+        (("steps.quantize.timeout_s=9.0",), []),
+        (("steps.benchmark.gates.size_bytes.max_ratio=0.9",), []),
+        (("seed=1",), ALL),
+        (("targets.cpu.threads=1",), ["compile", "compile", "benchmark"]),
+        (("targets.cpu.name=other",), []),
+        (("name=other", "description=other"), []),
+    ],
+)
+def test_only_what_changed_runs_again(world: World, change: tuple[str, ...], computed: list[str]) -> None:
+    world.run()
+    world.run(*change)
+    # Equal bytes from a changed step are the same artifact, so what follows it may still be cached: the stand-in's model is
+    # the same whatever the configuration. Only a really changed result goes further.
+    assert [step for step in ALL if step in world.ran] == [step for step in ALL if step in world.ran and step in computed]
+    assert bool(world.ran) == bool(computed)
+    assert set(world.ran) <= set(computed)
+
+
+def test_new_weights_are_a_new_key(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run()
+    monkeypatch.setattr(Source, "content", "1")
+    world.sizes["source"] = 90
+    world.run()
+    assert world.ran[0] == "source" and "export" in world.ran
+
+
+def test_measurements_hold_on_their_hardware_only(world: World) -> None:
+    world.run()
+    world.run(hardware=HARDWARE.model_copy(update={"cpu_model": "another"}))
+    assert world.ran == ["compile", "compile", "benchmark"]
+
+
+def test_force_and_no_cache(world: World) -> None:
+    world.run()
+    world.run(force=["quantize"])
+    assert world.ran == ["quantize"]
+    world.run(use_cache=False)
+    assert world.ran == ALL
+
+
+def test_a_failed_gate_is_exit_code_1_and_needs_no_new_measurement(world: World) -> None:
+    world.run()
+    run = world.run("steps.benchmark.gates.size_bytes.max_ratio=0.1")
+    assert world.ran == []
+    assert run.record.node("benchmark").status is Status.GATE_FAILED
+    assert run.record.exit_code == ExitCode.GATE
+    assert run.record.gates[0].reason.startswith("size_bytes")
+
+
+def test_an_error_stops_what_depends_on_it_and_is_never_kept(world: World) -> None:
+    world.fail["quantize"] = StepError("no layer could be quantized")
+    run = world.run()
+    assert statuses(run) == {
+        "source": Status.PASSED,
+        "export": Status.PASSED,
+        "quantize": Status.ERROR,
+        "compile": Status.SKIPPED,
+        "runtime-fp32": Status.PASSED,
+        "benchmark": Status.SKIPPED,
+    }
+    assert run.record.exit_code == ExitCode.STEP
+    assert run.record.node("quantize").error == "no layer could be quantized"
+    assert run.record.node("compile").notes[0].text == "not run: quantize ended as error"
+    world.fail.clear()
+    assert world.run().record.status is Status.PASSED
+    assert world.ran == ["quantize", "compile", "benchmark"]
+
+
+def test_what_is_unavailable_is_exit_code_3(world: World) -> None:
+    world.fail["compile"] = UnavailableError("the disk is full")
+    assert world.run().record.exit_code == ExitCode.UNAVAILABLE
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(world: World) -> None:
+    world.fail["quantize"] = KeyboardInterrupt()
+    run = world.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(run)
+    record = run.end(interrupted=True)
+    assert record.status is Status.INTERRUPTED and record.exit_code == ExitCode.INTERRUPTED
+    assert statuses(run)["quantize"] is Status.INTERRUPTED
+    world.fail.clear()
+    world.run()
+    assert world.ran == ["quantize", "compile", "compile", "benchmark"]
+
+
+def test_a_damaged_artifact_is_computed_again(world: World) -> None:
+    run = world.run()
+    artifact = run.record.node("quantize").artifact
+    assert artifact is not None
+    (Path(artifact.path) / "m").write_bytes(b"rot")
+    again = world.run()
+    assert world.ran == ["quantize"]
+    assert again.record.node("quantize").artifact == artifact
+
+
+def test_changed_code_of_ours_is_a_new_key(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run()
+    monkeypatch.setattr(execute, "code_digest", lambda: "another")
+    world.run()
+    assert world.ran[0] == "source"
+
+
+class Tracker:
+    """Remembers what it was told; `broken` cannot be reached from that call on."""
+
+    def __init__(self, broken: str = "") -> None:
+        self.told: list[str] = []
+        self.broken = broken
+
+    def _tell(self, what: str) -> None:
+        if what == self.broken:
+            raise UnavailableError("http://127.0.0.1:9: connection refused")
+        self.told.append(what)
+
+    def begin(self, run: RunRecord) -> None:
+        self._tell("begin")
+
+    def node(self, run: RunRecord, node: NodeRecord) -> None:
+        self._tell(node.id)
+
+    def end(self, run: RunRecord, folder: Path) -> TrackingState:
+        self._tell("end")
+        return TrackingState(state="logged", run_id="abc")
+
+
+def report(record: RunRecord, folder: Path) -> Path:
+    (folder / "report.html").write_text(record.tracking.state)
+    return folder / "report.html"
+
+
+def test_the_tracker_is_told_everything_in_order(world: World) -> None:
+    tracker = Tracker()
+    record = world.run(tracker=tracker).close(report)
+    assert tracker.told == ["begin", "source", "export", "quantize", "compile", "runtime-fp32", "benchmark", "end"]
+    assert record.tracking.state == "logged"
+    assert (world.home / "report.html").read_text() == "logged"
+
+
+@pytest.mark.parametrize("when", ["begin", "quantize", "end"])
+def test_a_tracker_out_of_reach_does_not_stop_the_run(world: World, when: str) -> None:
+    record = world.run(tracker=Tracker(broken=when)).close(report)
+    assert record.status is Status.PASSED
+    assert record.tracking.state == "pending"
+    assert record.warnings == ("http://127.0.0.1:9: connection refused. The run goes on; `ioptim sync` uploads it later",)
+    assert (world.home / "report.html").read_text() == "pending"
+
+
+def test_the_record_is_saved_as_the_run_goes(world: World) -> None:
+    saved: list[RunRecord] = []
+    world.run(save=saved.append)
+    seen = [[node.status for node in record.nodes].count(Status.PASSED) for record in saved]
+    assert seen == sorted(seen) and set(seen) == set(range(7))

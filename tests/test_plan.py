@@ -1,0 +1,201 @@
+"""The graph: what is inserted, what fans out, and what is objected to. Sources are stand-ins: nothing is read or run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from ioptim import plan as planning
+from ioptim.core.target import Hardware
+from ioptim.errors import PlanError, UnavailableError
+from ioptim.plan import Plan, make_plan
+from ioptim.recipe import read_recipe
+
+ROOT = Path(__file__).parents[1]
+HARDWARE = Hardware(cpu_model="test", cpu_flags=("avx512_vnni",), cores=2, threads=2, memory_bytes=8 << 30)
+
+
+class Anything:
+    """A source without objections."""
+
+    cheap = False
+
+    def check(self) -> list[str]:
+        return []
+
+    def identity(self) -> Mapping[str, str]:
+        return {"digest": "0"}
+
+
+@pytest.fixture(autouse=True)
+def sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "model_source", lambda *args: Anything())
+    monkeypatch.setattr(planning, "data_source", lambda *args: Anything())
+
+
+HEAD = """\
+model: {{source: {source}, task: feature-extraction}}
+data: {{validation: {{source: "builtin:retrieval"}}, calibration: {{source: "builtin:retrieval"}}}}
+targets:
+  - {{name: ort, runtime: onnxruntime}}
+{targets}steps:
+"""
+
+
+def plan(tmp_path: Path, steps: str, *, targets: str = "", source: str = "folder") -> Plan:
+    path = tmp_path / "r.yaml"
+    path.write_text(HEAD.format(source=source, targets=targets) + "".join(f"  - {line}\n" for line in steps.strip().splitlines()))
+    return make_plan(read_recipe(path), HARDWARE)
+
+
+def edges(made: Plan) -> dict[str, tuple[str, ...]]:
+    return {node.id: node.parents for node in made.nodes}
+
+
+def objections(made: Plan) -> list[str]:
+    return [problem.message for problem in made.objections]
+
+
+def test_a_chain_gets_its_export_and_baseline(tmp_path: Path) -> None:
+    made = plan(tmp_path, "{step: quantize, scheme: int8-dynamic}\ncompile\nvalidate\nbenchmark")
+    assert edges(made) == {
+        "source": (),
+        "export": ("source",),
+        "quantize": ("source", "export"),
+        "compile": ("quantize",),
+        "runtime-fp32": ("export",),
+        "validate": ("compile", "source", "runtime-fp32"),
+        "benchmark": ("validate", "compile", "source", "runtime-fp32"),
+    }
+    assert made.node("export").inserted == "source is torch, what follows takes onnx"
+    assert made.node("benchmark").candidates == ("compile",)
+    assert made.node("benchmark").baselines == {"source": "source", "runtime-fp32": "runtime-fp32"}
+    assert objections(made) == []
+
+
+def test_an_onnx_source_needs_no_export(tmp_path: Path) -> None:
+    made = plan(tmp_path, "{step: quantize, scheme: int8-dynamic}\ncompile", source="model.onnx")
+    assert edges(made) == {"source": (), "quantize": ("source",), "compile": ("quantize",)}
+
+
+def test_a_measuring_step_passes_its_model_on(tmp_path: Path) -> None:
+    made = plan(tmp_path, "profile\n{step: quantize, scheme: int8-dynamic}\ncompile\nbenchmark\n{step: validate}")
+    assert made.node("quantize").model == "export"
+    assert made.node("quantize").parents == ("profile", "export")
+    assert made.node("validate").candidates == ("compile",)
+
+
+def test_several_targets_share_what_comes_before_them(tmp_path: Path) -> None:
+    targets = "  - {name: ov, runtime: openvino}\n"
+    made = plan(tmp_path, "{step: quantize, scheme: int8-static}\ncompile\nbenchmark", targets=targets)
+    found = edges(made)
+    assert found["compile@ort"] == found["compile@ov"] == ("quantize",)
+    assert found["benchmark@ov"] == ("compile@ov", "source", "runtime-fp32@ov")
+    assert [node.id for node in made.nodes].count("quantize") == 1
+
+
+def test_a_comparison_takes_several_models(tmp_path: Path) -> None:
+    made = plan(
+        tmp_path,
+        """
+        {step: quantize, scheme: int8-static}
+        {step: compile, id: a, target: ort, after: [quantize]}
+        {step: compile, id: b, target: ov, after: [quantize]}
+        {step: compile, id: c, target: pt, after: [source]}
+        {step: benchmark, after: [a, b, c]}
+        """,
+        targets="  - {name: ov, runtime: openvino}\n  - {name: pt, runtime: torch}\n",
+    )
+    assert made.node("benchmark").candidates == ("a", "b", "c")
+    assert set(made.node("benchmark").baselines) == {"source", "runtime-fp32@ort", "runtime-fp32@ov", "runtime-fp32@pt"}
+    assert made.node("c").parents == ("source",)
+    assert objections(made) == []
+
+
+def test_a_step_id_can_be_a_baseline(tmp_path: Path) -> None:
+    made = plan(
+        tmp_path,
+        """
+        {step: compile, id: float}
+        {step: quantize, scheme: int8-dynamic, after: [source]}
+        {step: compile, id: int8}
+        {step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: float}]}
+        """,
+    )
+    assert made.node("benchmark").baselines["float"] == "float"
+    assert objections(made) == []
+
+
+def test_a_circle_is_drawn(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        plan(tmp_path, "{step: compile, id: a, after: [b]}\n{step: compile, id: b, after: [a]}")
+    [problem] = caught.value.problems
+    assert str(problem) == "line 6: steps.a.after: these steps wait for each other in a circle: a after b after a. Remove one `after`"
+
+
+def test_an_after_that_names_nothing(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        plan(tmp_path, "{step: compile, id: fast}\n{step: benchmark, after: [fats]}")
+    assert str(caught.value.problems[0]) == (
+        "line 7: steps.benchmark.after: there is no step with the id 'fats'; did you mean 'fast'? There are: source, fast, benchmark"
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ("{step: compile, target: orr}", "there is no target 'orr'; did you mean 'ort'? There are: ort"),
+        (
+            "{step: compile, id: a, after: [source]}\n{step: compile, id: b, after: [source]}\n{step: compile, after: [a, b]}",
+            "compile takes one model, and 2 arrive: a, b",
+        ),
+        (
+            "compile\n{step: benchmark, gates: [{metric: latency_p50, min_speedup: 1.1}]}",
+            "benchmark has no metric 'latency_p50'; did you mean 'latency_p50_ms'? It has: ",
+        ),
+        (
+            "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: sorce}]}",
+            "nothing is called 'sorce'; did you mean 'source'? There are: source, runtime-fp32, compile, benchmark",
+        ),
+        (
+            "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, candidate: quantize}]}",
+            "'quantize' is not measured here; candidates are compile",
+        ),
+    ],
+)
+def test_objections_are_in_the_plan(tmp_path: Path, steps: str, message: str) -> None:
+    found = objections(plan(tmp_path, steps))
+    assert any(text.startswith(message) for text in found), found
+
+
+def test_a_format_that_nothing_makes(tmp_path: Path) -> None:
+    made = plan(
+        tmp_path,
+        "{step: quantize, scheme: int8-dynamic}\n{step: compile, target: pt}",
+        targets="  - {name: pt, runtime: torch}\n",
+    )
+    assert "the runtime torch takes torch; quantize provides onnx, and nothing turns onnx into that" in objections(made)
+
+
+def test_calibration_data_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    text = HEAD.format(source="folder", targets="").replace(', calibration: {source: "builtin:retrieval"}', "")
+    path.write_text(text + "  - {step: quantize, scheme: int8-static}\n")
+    assert "quantize needs data.calibration, and the recipe has none" in objections(make_plan(read_recipe(path), HARDWARE))
+
+
+def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "installed", lambda name: name != "openvino")
+    made = plan(tmp_path, "{step: compile, target: ov}", targets="  - {name: ov, runtime: openvino}\n")
+    with pytest.raises(UnavailableError) as caught:
+        made.require()
+    assert str(caught.value) == "not installed: openvino (for compile). Install with: pip install 'ioptim[cpu]'"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_plans(path: Path) -> None:
+    made = make_plan(read_recipe(path), HARDWARE)
+    assert objections(made) == []
+    assert {node.step.step for node in made.nodes} >= {"source", "compile", "validate", "benchmark"}
