@@ -166,9 +166,7 @@ def _too_few(case: _Case) -> str:
     fewest = {Kind.PAIRED_ROWS: FEWEST_ROWS, Kind.BLOCKS: intervals.fewest_for_median(confidence), Kind.EXACT: 1}[case.kind]
     if n >= fewest:
         return ""
-    return (
-        f"{_count(n, case.kind)} of {case.metric.name} cannot decide at {_percent(confidence)} confidence: at least {fewest} can"
-    )
+    return f"{_count(n, case.kind)} of {case.metric.name} cannot decide at {_percent(confidence)} confidence: at least {fewest} can"
 
 
 def _no_ratio(case: _Case) -> str:
@@ -335,7 +333,12 @@ def _number(value: float) -> str:
 
 
 def _interval(interval: Interval) -> str:
-    return " to ".join(f"{end:.3g}" if abs(end) < 1000 else _number(end) for end in interval)
+    """Both ends with as many decimals as its width has meaning in."""
+    low, high = interval
+    if high == low or high - low >= 100:
+        return f"{_number(low)} to {_number(high)}"
+    decimals = max(0, 2 - math.floor(math.log10(high - low)))
+    return f"{low:.{decimals}f} to {high:.{decimals}f}"
 
 
 def _count(n: int, kind: Kind) -> str:

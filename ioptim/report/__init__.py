@@ -1,0 +1,7 @@
+"""What people read of a run: `report.html`, `report.md`, the lines at the end of a run, and several runs side by side."""
+
+from ioptim.report.comparison import Comparison, compare
+from ioptim.report.text import summary_text
+from ioptim.report.write import write_report
+
+__all__ = ["Comparison", "compare", "summary_text", "write_report"]

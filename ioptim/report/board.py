@@ -1,0 +1,92 @@
+"""Candidates beside their baselines: the metrics of every measuring step of one target, put together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ioptim.core.metrics import Samples, read_samples
+from ioptim.core.record import NodeRecord, RunRecord
+
+_BASELINE = re.compile(r"^(source|runtime-fp32)(@.*)?$")
+_HEADLINE = re.compile(r"latency_p50|latency_p99|throughput|size_bytes|peak.*bytes|memory.*bytes")
+_MOST = 12
+
+
+@dataclass(frozen=True)
+class Board:
+    """`values[subject][metric]`; candidates and baselines are the subjects, in the order to show them."""
+
+    target: str | None
+    candidates: tuple[str, ...]
+    baselines: tuple[str, ...]
+    values: Mapping[str, Mapping[str, float]]
+    quality: tuple[str, ...]
+    """Metrics of quality, the task's headline first."""
+    higher: Mapping[str, bool]
+    """Whether higher is better, where the samples say so."""
+    judged: tuple[str, ...]
+    """Metrics that a gate is on."""
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return (*self.candidates, *self.baselines)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Every metric, those that matter most first: judged ones, quality, then latency, throughput and size."""
+        every = dict.fromkeys(metric for subject in self.subjects for metric in self.values[subject])
+        return tuple(sorted(every, key=self._rank))
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The metrics to show first."""
+        return tuple(metric for metric in self.metrics if self._rank(metric) < 3)[:_MOST] or self.metrics[:_MOST]
+
+    def _rank(self, metric: str) -> int:
+        if metric in self.quality:
+            return 0
+        if metric in self.judged:
+            return 1
+        return 2 if _HEADLINE.search(metric) else 3
+
+    @property
+    def latency(self) -> str | None:
+        """The metric that a chart of quality against speed has on its axis."""
+        return next((metric for metric in self.metrics if "latency_p50" in metric), None)
+
+
+def boards(run: RunRecord) -> tuple[Board, ...]:
+    """One for each target that something was measured on, in the order of the run."""
+    measured = [node for node in run.nodes if node.subjects]
+    targets = dict.fromkeys(node.target for node in measured)
+    return tuple(_board(target, [node for node in measured if node.target == target]) for target in targets)
+
+
+def _board(target: str | None, nodes: Sequence[NodeRecord]) -> Board:
+    values: dict[str, dict[str, float]] = {}
+    for node in nodes:
+        for subject, metrics in node.subjects.items():
+            values.setdefault(subject, {}).update(metrics)
+    gates = [gate for node in nodes for gate in node.gates]
+    judged = {gate.candidate for gate in gates}
+    baselines = {gate.baseline for gate in gates} - judged
+    candidates = [name for name in values if name in judged or not (_BASELINE.match(name) or name in baselines)]
+    quality = dict.fromkeys(metric for node in nodes if node.step == "validate" for metrics in node.subjects.values() for metric in metrics)
+    higher = {sample.metric.name: sample.metric.higher_is_better for node in nodes for sample in samples_of(node)}
+    return Board(
+        target=target,
+        candidates=tuple(candidates),
+        baselines=tuple(name for name in values if name not in candidates),
+        values=values,
+        quality=tuple(quality),
+        higher=higher,
+        judged=tuple(dict.fromkeys(gate.metric for gate in gates)),
+    )
+
+
+def samples_of(node: NodeRecord) -> tuple[Samples, ...]:
+    """The node's raw samples; empty when it kept none or they were pruned from the store."""
+    return read_samples(Path(node.files)) if node.files else ()

@@ -1,0 +1,50 @@
+"""HTML that is escaped by construction: a plain string is always text, only `el` makes markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+VOID = {"br", "meta", "line", "rect", "circle", "path"}
+
+
+class Html(str):
+    """Markup that `el` made. Everything else is text and is escaped."""
+
+    __slots__ = ()
+
+
+Child = Html | str | float | None | Iterable["Child"]
+
+
+def el(tag: str, *children: Child, **attributes: object) -> Html:
+    """`<tag attributes>children</tag>`. `class_` is class, other underscores are hyphens; None and False leave an attribute out."""
+    written = "".join(_attribute(name, value) for name, value in attributes.items() if value is not None and value is not False)
+    if tag in VOID and not children:
+        return Html(f"<{tag}{written}>" if tag in ("br", "meta") else f"<{tag}{written}/>")
+    return Html(f"<{tag}{written}>{text(*children)}</{tag}>")
+
+
+def text(*children: Child) -> Html:
+    """Several children without an element around them."""
+    return Html("".join(_child(child) for child in children))
+
+
+def raw_css(css: str) -> Html:
+    """Our own style sheet; the one text that is not escaped."""
+    return Html(f"<style>{css}</style>")
+
+
+def _child(child: Child) -> str:
+    if child is None:
+        return ""
+    if isinstance(child, Html):
+        return child
+    if isinstance(child, str | int | float):
+        return escape(str(child))
+    return "".join(_child(each) for each in child)
+
+
+def _attribute(name: str, value: object) -> str:
+    name = name.rstrip("_").replace("_", "-")
+    return f" {name}" if value is True else f' {name}="{escape(str(value))}"'
