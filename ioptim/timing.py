@@ -12,7 +12,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,10 +79,9 @@ def warm_up(subject: Subject, n: int, *, max_blocks: int = 20, max_seconds: floa
     return WarmUp(tuple(medians), False)
 
 
-def turns(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
-    """(round, name) in the order to measure: A B C, C B A, A B C, ..."""
-    for i in range(rounds):
-        yield from ((i, name) for name in (names if i % 2 == 0 else reversed(names)))
+def turn(names: Sequence[str], number: int) -> Sequence[str]:
+    """The order of round `number`, counted from 0: A B C, C B A, A B C, ..."""
+    return names if number % 2 == 0 else names[::-1]
 
 
 # ---------------------------------------------------------------- what samples can say

@@ -26,6 +26,10 @@ LEAD_IN = 3
 call took up to twice as long as the rest, the second and third a few per cent."""
 MOST_CALLS = 1000
 """Of a block: where a call takes microseconds, more samples say nothing new."""
+FEWEST_ROUNDS = 6
+"""The median's exact interval at 0.95 confidence needs six blocks."""
+OVERRUN = 2
+"""Times `duration_s`: a scenario that takes longer ends after its `FEWEST_ROUNDS`, and says so."""
 BUSY_SHARE = 0.05
 STOLEN_SHARE = 0.01
 
@@ -121,9 +125,12 @@ class Benchmark(MeasuringStep):
         taken = _Taken(scenario, n, lead_in, rows, warm_ups, {subject.name: [] for subject in subjects})
         by_name = {subject.name: subject for subject in subjects}
         before, own_before = timing.Machine.now(), _own_seconds(subjects)
-        for i, name in timing.turns(list(by_name), self.blocks):
-            ctx.progress(done + share * i / self.blocks, f"{scenario.value}: round {i + 1} of {self.blocks}, {name}")
-            taken.blocks[name].append(by_name[name].block(lead_in + n)[lead_in:])
+        for i in range(self.blocks):
+            if i >= FEWEST_ROUNDS and time.monotonic() - before.at > OVERRUN * self.duration_s:
+                break
+            for name in timing.turn(list(by_name), i):
+                ctx.progress(done + share * i / self.blocks, f"{scenario.value}: round {i + 1} of {self.blocks}, {name}")
+                taken.blocks[name].append(by_name[name].block(lead_in + n)[lead_in:])
         own_after = _own_seconds(subjects)
         own = None if own_before is None or own_after is None else own_after - own_before
         taken.conditions.update(timing.conditions(before, timing.Machine.now(), own))
@@ -165,7 +172,7 @@ class Benchmark(MeasuringStep):
             subjects=figures,
             samples=self._samples(subjects, taken),
             tables=(_table(figures),),
-            notes=tuple(_notes(taken, subjects)),
+            notes=tuple(_notes(taken, subjects, self.blocks)),
             facts={
                 "clock": "session.run: host arrays in, host arrays out",
                 "padding": self.padding,
@@ -361,21 +368,25 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
 
-def _notes(taken: Mapping[Scenario, _Taken], subjects: Sequence[_Subject]) -> Iterator[Note]:
+def _notes(taken: Mapping[Scenario, _Taken], subjects: Sequence[_Subject], asked: int) -> Iterator[Note]:
     for scenario, one in taken.items():
-        yield from _notes_on_samples(scenario, one)
+        yield from _notes_on_samples(scenario, one, asked)
         yield from _notes_on_machine(scenario, one.conditions)
     if any(subject.peak_memory_bytes is None for subject in subjects):
         yield Note(text="peak memory is not known: this system does not tell it", level=Level.WARNING)
 
 
-def _notes_on_samples(scenario: Scenario, taken: _Taken) -> Iterator[Note]:
+def _notes_on_samples(scenario: Scenario, taken: _Taken, asked: int) -> Iterator[Note]:
     for name, warm_up in taken.warm_ups.items():
         if not warm_up.stable:
             last = ", ".join(f"{median * 1e3:.3g}" for median in warm_up.medians[-timing.STABLE_BLOCKS :])
             text = f"{scenario.value}: {name} was not stable within {timing.TOLERANCE:.0%} after {len(warm_up.medians)} warm-up blocks"
             yield Note(text=f"{text} (last medians {last} ms); its figures carry that noise", level=Level.WARNING)
-    n = taken.n * len(next(iter(taken.blocks.values())))
+    rounds = len(next(iter(taken.blocks.values())))
+    if rounds < asked:
+        text = f"{scenario.value}: ended after {rounds} of {asked} blocks, because a round took longer than planned"
+        yield Note(text=f"{text}; raise duration_s to have them all", level=Level.WARNING)
+    n = taken.n * rounds
     if scenario is Scenario.SINGLE_STREAM:
         for metric, quantile in ((P99, 0.99), (P90, 0.9), (P50, 0.5)):
             if n < (fewest := timing.fewest_for(quantile)):

@@ -216,6 +216,15 @@ def test_padding_that_did_not_happen_is_an_error(tmp_path: Path) -> None:
         measure(step, tmp_path / "out", {"compile": artifact(tmp_path / "m", seconds=0.001, padding="natural")}, {})
 
 
+def test_a_scenario_that_takes_too_long_ends_early_and_says_so(tmp_path: Path) -> None:
+    """The fake takes no time itself, so that ten blocks of two calls are planned for a duration that starting them exceeds."""
+    step = Benchmark(blocks=10, duration_s=1e-6, scenarios=(Scenario.SINGLE_STREAM,))
+    outcome, _ = measure(step, tmp_path / "out", {"compile": artifact(tmp_path / "m", seconds=0.001)}, {})
+    assert len(sample(outcome, "latency_p50_ms").values["compile"]) == 6
+    early = "single-stream: ended after 6 of 10 blocks, because a round took longer than planned; raise duration_s to have them all"
+    assert early in [note.text for note in outcome.notes]
+
+
 def test_notes_on_a_busy_machine(measured: tuple[Outcome, FakeContext], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     busy = {"others_share": 0.31, "stolen_share": 0.08, "load_average": 3.21}
     monkeypatch.setattr("ioptim.steps.benchmark.timing.conditions", lambda before, after, own: busy)
