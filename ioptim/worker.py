@@ -20,12 +20,16 @@ from ioptim.core.source import DataSpec, ModelSource, ModelSpec
 from ioptim.core.step import Step
 from ioptim.core.target import Hardware
 from ioptim.core.task import Table, Task
+from ioptim.environment import quiet_environment
 from ioptim.errors import UnavailableError
 from ioptim.recipe import RUNTIMES, STEPS, TASKS, RecipeTarget
 from ioptim.sources import data_source, model_source
 
 if TYPE_CHECKING:
     import numpy as np
+
+# The environment is inherited, what is switched off inside Python is not: again here, before a step imports its libraries.
+quiet_environment()
 
 
 def run_step(request: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +107,10 @@ _PLAIN = {
 }
 
 
+MAX_LENGTH = 512
+"""Tokens that `padding: max_length` pads to where the task sets no other."""
+
+
 class Subject:
     """One model of a benchmark, alone in its process: opened once, then timed block by block."""
 
@@ -126,13 +134,25 @@ class Subject:
                 break
         batches = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
         full = [batch for batch in batches if len(batch) == batch_size] or batches
-        self.feeds = [batch[0] if batch_size == 1 else task.collate(batch, self.model) for batch in full]
+        self.feeds = [self._padded(batch, argument["padding"], examples) for batch in full]
         self.position = 0
         if not self.first_inference_s:
             start = time.perf_counter()
             self.session.run(self.feeds[0])
             self.first_inference_s = time.perf_counter() - start
         return {"examples": len(examples), "feeds": len(self.feeds), "rows": sum(len(batch) for batch in full)}
+
+    def _padded(self, batch: list[dict[str, np.ndarray]], padding: str, examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """One feed: at its natural length (a batch: its longest row's), or as long as the longest example or the model's maximum."""
+        task, model = self.ctx.task, self.model
+        if padding == "natural":
+            return batch[0] if len(batch) == 1 else task.collate(batch, model)
+        if padding == "longest":
+            longest = max(examples, key=lambda feeds: sum(array.size for array in feeds.values()))
+        else:
+            longest = task.dummy_feeds(model, 1, getattr(task, "max_length", None) or MAX_LENGTH)
+        padded = task.collate([*batch, longest], model)  # as long as its longest row, which then goes
+        return {name: array[:-1] for name, array in padded.items()}
 
     def block(self, argument: Mapping[str, Any]) -> list[float]:
         """Seconds of each of `n` calls, going on through the feeds where the last block stopped."""
