@@ -74,27 +74,28 @@ def _parser() -> argparse.ArgumentParser:
     recipe.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, e.g. steps.quantize.scheme=int8-dynamic"
     )
-    recipe.add_argument("--root", type=Path, metavar="DIR", help="refuse recipe paths that leave this folder (IOPTIM_ROOT)")
+    root = argparse.ArgumentParser(add_help=False)
+    root.add_argument("--root", type=Path, metavar="DIR", help="refuse recipe paths that leave this folder (IOPTIM_ROOT)")
 
     def add(name: str, help: str, *parents: argparse.ArgumentParser, module: str = "") -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help, parents=[*parents, common])
         command.set_defaults(module=module or name)
         return command
 
-    run = add("run", "run a recipe", recipe, home, as_json)
+    run = add("run", "run a recipe", recipe, root, home, as_json)
     run.add_argument("--engine", choices=["prefect", "local"], default="prefect", help="what walks the graph (default: prefect)")
     run.add_argument("--tracking", choices=["mlflow", "none"], default="mlflow", help="where the run is remembered (default: mlflow)")
     run.add_argument("--force", action="append", default=[], metavar="STEP", help="compute this step again (id or kind)")
     run.add_argument("--no-cache", action="store_true", help="compute everything again")
 
-    add("plan", "show what a run would do; runs nothing", recipe, home, as_json)
+    add("plan", "show what a run would do; runs nothing", recipe, root, home, as_json)
     add("validate", "check a recipe; runs nothing", recipe, as_json)
     schema = add("schema", "print the JSON schema of a recipe")
     schema.add_argument("--output", type=Path, metavar="FILE", help="write it to a file")
     for name, what in (("steps", "steps"), ("runtimes", "runtimes"), ("tasks", "tasks")):
         kinds = add(name, f"list the {what} there are, with their fields", as_json, module="kinds")
         kinds.add_argument("name", nargs="?", help="show one in full")
-    add("doctor", "show the hardware and make every runtime compute three numbers", home, as_json)
+    add("doctor", "show the hardware and make every runtime compute three numbers", as_json)
     report = add("report", "show a run again, or write its report", home, as_json)
     report.add_argument("run", nargs="?", default="latest", help="run id, its beginning, or latest (default)")
     report.add_argument("--list", action="store_true", help="list the runs there are")

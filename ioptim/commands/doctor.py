@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ioptim import hardware, isolate
-from ioptim.commands._common import home_of, print_json
+from ioptim.commands._common import print_json
 from ioptim.core.target import Hardware
 from ioptim.errors import ExitCode, IoptimError
 from ioptim.execute import GIGABYTE
@@ -26,13 +26,13 @@ def main(args: argparse.Namespace) -> ExitCode:
     code = ExitCode.PASS if usable and not problems else ExitCode.UNAVAILABLE
     if args.json:
         found = machine.model_dump(mode="json") | {"fingerprint": machine.fingerprint}
-        print_json({"exit_code": int(code), "hardware": found, "home": str(home_of(args)), "runtimes": checks, "problems": problems})
+        print_json({"exit_code": int(code), "hardware": found, "runtimes": checks, "problems": problems})
         return code
     print(f"{machine.cpu_model}: {machine.cores} cores, {machine.threads} threads, {machine.memory_bytes / GIGABYTE:.1f} GB")
     print(f"  instruction sets  {' '.join(machine.cpu_flags) or 'none that matter'}")
     print(f"  GPUs              {', '.join(str(gpu['name']) for gpu in machine.gpus) or 'none'}")
     print(f"  fingerprint       {machine.fingerprint}")
-    print(f"  home              {home_of(args)}\n")
+    print()
     for check in checks:
         mark = "✓" if check["usable"] else "✗"
         print(f"{mark} {check['runtime']:<12} {check['says']}")
