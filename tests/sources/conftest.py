@@ -1,0 +1,49 @@
+"""Checkpoints made of a few bytes, without a library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CONFIG = {"model_type": "bert", "vocab_size": 11, "hidden_size": 4, "num_hidden_layers": 2}
+SHAPES = {
+    "embeddings.word_embeddings.weight": (11, 4),
+    "encoder.layer.0.output.dense.weight": (4, 4),
+    "encoder.layer.1.output.dense.weight": (4, 4),
+}
+
+
+def safetensors_bytes(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        end = offset + 4 * prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"\1" * offset
+
+
+@pytest.fixture
+def safetensors() -> Callable[[Mapping[str, tuple[int, ...]]], bytes]:
+    """The bytes of a safetensors file with float32 tensors of these shapes."""
+    return safetensors_bytes
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a checkpoint folder that passes every check made without loading it."""
+
+    def write(name: str = "model", config: Mapping[str, Any] = CONFIG, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").write_bytes(safetensors_bytes(shapes))
+        (folder / "tokenizer.json").write_text("{}")
+        return folder
+
+    return write
