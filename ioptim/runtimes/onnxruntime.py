@@ -1,0 +1,321 @@
+"""ONNX Runtime on the CPU, or on an NVIDIA GPU through its CUDA or TensorRT execution provider."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from ioptim.core.artifact import Format, ModelArtifact
+from ioptim.core.runtime import Runtime, Session, Target
+from ioptim.core.step import Level, Note, Outcome, Written
+from ioptim.core.target import Hardware
+from ioptim.errors import StepError, UnavailableError
+from ioptim.onnx_graph import PROTOBUF_LIMIT_BYTES, count_ops, fuse_transformer, load_graph
+from ioptim.runtimes import _onnx_report as report
+from ioptim.runtimes._device import gpu_index, gpu_objections, is_gpu, threads_of
+from ioptim.runtimes._onnx_session import OnnxSession, create, library, nodes_by_provider, random_feed, run
+
+if TYPE_CHECKING:
+    pass
+
+ENTRY = "model.onnx"
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
+
+_SHAPE_OPS = (
+    "Cast Concat Constant ConstantOfShape Equal Expand Gather Identity If Max Min Range ReduceProd Reshape Shape Size Slice"
+    " Squeeze Add Sub Mul Div Mod Unsqueeze Where"
+)
+SHAPE_OPS = frozenset(_SHAPE_OPS.split())
+"""Operators that ONNX Runtime keeps on the CPU on purpose, beside a GPU, when they compute shapes (a few integers)."""
+
+FUSION_TOLERANCE = 1e-3
+"""Largest difference of a fused model's outputs from the unfused ones, as a fraction of their largest value."""
+
+
+def _distribution() -> str:
+    """The GPU build is another distribution that installs the same module."""
+    names = {"onnxruntime", "onnxruntime-gpu"}
+    there = {name for name in names if any(True for _ in metadata.distributions(name=name))}
+    return "onnxruntime-gpu" if there == {"onnxruntime-gpu"} else "onnxruntime"
+
+
+class OnnxRuntime(Runtime):
+    """Optimize the graph once, save it, and run it as it was saved.
+
+    `compile` first runs the transformer fusions on a graph that is a float transformer spelled out in plain operators
+    (attention, skip connections with layer normalization, gelu, embeddings), and compares the fused model's outputs with
+    the unfused ones. Then ONNX Runtime's own optimizations up to `graph_optimization` are applied and the result saved.
+    That file is for the CPU's instruction set and is loaded without optimizing again (measured: same speed).
+    """
+
+    runtime: Literal["onnxruntime"] = "onnxruntime"
+    libraries = ("onnx", _distribution(), "numpy")
+    extra = "cpu"
+    accepts = frozenset({Format.ONNX})
+    compiled = Format.ONNX
+
+    graph_optimization: Literal["off", "basic", "extended", "all"] = Field(
+        "all", description="how far ONNX Runtime's own graph optimizations go"
+    )
+    fusions: bool = Field(True, description="fuse attention, layer normalization, gelu and embeddings of a float transformer")
+    on_unfused: Literal["note", "error"] = Field("note", description="what to do where `fusions` leaves attention unfused")
+    execution_provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
+        "auto", description="what executes the nodes; auto is cpu on the CPU and cuda on a GPU"
+    )
+    on_cpu_fallback: Literal["count", "error"] = Field(
+        "error", description="what to do where a GPU's provider leaves nodes other than shape computations to the CPU"
+    )
+    execution_mode: Literal["sequential", "parallel"] = Field(
+        "sequential", description="one node after the other, or independent branches at once"
+    )
+    inter_op_threads: int = Field(1, ge=1, description="branches at once in parallel mode; each uses the target's threads")
+    allow_spinning: bool = Field(
+        True, description="threads wait busily for the next node: faster alone on the machine, slower beside other work"
+    )
+
+    def check(self, target: Target, hardware: Hardware) -> list[str]:
+        objections = gpu_objections(target, hardware)
+        provider = self.execution_provider
+        if provider != "auto" and (provider == "cpu") == is_gpu(target):
+            objections.append(
+                f"execution_provider {provider} does not run on the device {target.device}; leave it out, or write `device: "
+                f"{'cpu' if provider == 'cpu' else 'gpu'}`"
+            )
+        if is_gpu(target) and _distribution() == "onnxruntime" and not objections:
+            objections.append(
+                "onnxruntime on a GPU needs its GPU build: pip uninstall -y onnxruntime && pip install 'ioptim[gpu]'"
+            )
+        return objections
+
+    def compile(self, model: ModelArtifact, target: Target, out: Path) -> Outcome:
+        load_graph(model.model_path, weights=False)
+        before = count_ops(model.model_path)
+        provider = self._provider(target)
+        if provider == "tensorrt":
+            return self._copied(model, target, out, before)
+        source, notes = self._fuse(model, before, out)
+        options = self._options(target, self.graph_optimization)
+        options.optimized_model_filepath = str(out / ENTRY)
+        if model.size_bytes > PROTOBUF_LIMIT_BYTES * 3 // 4:
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{ENTRY}.data")
+            options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        session = create(source, options, self._providers(target))
+        figures: dict[str, float] = {}
+        if source != model.model_path:
+            figures, compared = self._compare(model, session, target)
+            notes += compared
+            source.unlink()
+            source.with_name(f"{source.name}.data").unlink(missing_ok=True)
+        facts = self._placement(session, target)
+        after = count_ops(out / ENTRY)
+        names = {value.name for value in session.get_inputs()}
+        written = Written(
+            format=Format.ONNX,
+            entry=ENTRY,
+            inputs=tuple(spec for spec in model.inputs if spec.name in names),
+            facts={**self._facts(target), "graph_optimization": self.graph_optimization},
+        )
+        return Outcome(
+            written=written,
+            metrics={**report.metrics(before, after, out / ENTRY), **figures},
+            tables=(report.table(before, after),),
+            notes=(*notes, *report.int8_notes(before, out / ENTRY)),
+            facts={**written.facts, **facts},
+        )
+
+    def open(self, model: ModelArtifact, target: Target) -> Session:
+        here = model.facts.get("runtime") == self.runtime
+        lacking = sorted(set(model.facts.get("instruction_sets", ())) - set(_instruction_sets())) if here else []
+        if lacking:
+            text = f"{model.model_path} was compiled on a CPU with {', '.join(lacking)}, which this one does not have"
+            raise StepError(f"{text}; run `compile` here")
+        if not model.model_path.is_file():
+            raise StepError(f"there is no file {model.model_path}")
+        level = "off" if here and model.facts.get("graph_optimization") else self.graph_optimization
+        session = create(model.model_path, self._options(target, level), self._providers(target))
+        facts = {
+            "runtime": self.runtime,
+            "version": library().__version__,
+            "graph_optimization": model.facts["graph_optimization"] if level == "off" and here else level,
+            "inter_op_threads": self.inter_op_threads if self.execution_mode == "parallel" else 1,
+            "execution_mode": self.execution_mode,
+            "allow_spinning": self.allow_spinning,
+            **self._placement(session, target),
+        }
+        return OnnxSession(session, model, facts)
+
+    def self_check(self, target: Target) -> list[float]:
+        import tempfile
+
+        import numpy as np
+        import onnx
+        from onnx import TensorProto, helper
+
+        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy")
+        two = helper.make_tensor("two", TensorProto.FLOAT, [1], [2.0])
+        graph = helper.make_graph([helper.make_node("Mul", ["x", "two"], ["y"])], "double", [x], [y], [two])
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        with tempfile.TemporaryDirectory() as folder:
+            onnx.save_model(proto, f"{folder}/{ENTRY}")
+            (compiled := Path(folder) / "compiled").mkdir()
+            model = ModelArtifact(path=Path(folder), format=Format.ONNX, entry=ENTRY)
+            written = self.compile(model, target, compiled).written
+            assert written is not None
+            session = self.open(model.model_copy(update={"path": compiled, "facts": written.facts}), target)
+            values = session.run({"x": np.array([1, 2, 3], np.float32)})["y"]
+            session.close()
+        return [float(value) for value in values]
+
+    # Fusions
+
+    def _fuse(self, model: ModelArtifact, before: report.Counts, out: Path) -> tuple[Path, list[Note]]:
+        """The fused graph in `out`, or the model's own where there is nothing to fuse; and what the user should know."""
+        source = model.model_path
+        if not self.fusions or not ("Softmax" in before or report.is_fused(before)):
+            return source, []
+        if not report.is_unfused_transformer(before):
+            if report.is_fused(before):
+                return source, [Note(text="the graph was fused before it was compiled; taken as it is")]
+            return source, [Note(text="the graph is quantized and was not fused before; attention stays in single operators")]
+        fused = out / "fused.onnx"
+        try:
+            counts = fuse_transformer(source, fused)
+        except (AssertionError, KeyError, ValueError, IndexError, AttributeError, TypeError, RuntimeError) as error:
+            raise StepError(f"the fusions failed on {source}: {type(error).__name__}: {error}; set `fusions: false`") from error
+        attention = sum(counts.get(op, 0) for op in ("Attention", "MultiHeadAttention"))
+        notes = [Note(text=f"fused: {report.listed(counts)}")] if counts else []
+        if attention < before["Softmax"]:
+            unfused, all_of_them = before["Softmax"] - attention, before["Softmax"]
+            text = f"{unfused} of {all_of_them} attention blocks were not recognized and stay in single operators"
+            if self.on_unfused == "error":
+                raise StepError(f"{text} (on_unfused: error); fused were {report.listed(counts) or 'none'}")
+            notes.append(Note(text=text, level=Level.WARNING))
+        return (fused if counts else source), notes
+
+    def _compare(self, model: ModelArtifact, fused: Any, target: Target) -> tuple[dict[str, float], list[Note]]:
+        """Largest difference of the fused model's outputs from the unfused ones on random feeds, relative to the largest value.
+
+        Raises:
+            StepError: it is more than `FUSION_TOLERANCE`: the fused graph computes something else.
+        """
+        import numpy as np
+
+        plain = create(model.model_path, self._options(target, "basic"), self._providers(target))
+        names = [value.name for value in plain.get_outputs()]
+        worst = 0.0
+        for sizes in ((2, 8), (1, 5)):
+            feeds = {value.name: random_feed(value, sizes) for value in plain.get_inputs()}
+            try:
+                wanted = run(plain, names, feeds)
+            except StepError as error:
+                text = f"the fused model was not compared with the unfused, which does not take random inputs: {error}"
+                return {}, [Note(text=text, level=Level.WARNING)]
+            given = run(fused, names, {value.name: feeds[value.name] for value in fused.get_inputs()})
+            for a, b in zip(wanted, given, strict=True):
+                worst = max(worst, float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-6)))
+        if not worst <= FUSION_TOLERANCE:
+            raise StepError(
+                f"the fused model's outputs differ from the unfused by {worst:.2g} of their largest value, at most"
+                f" {FUSION_TOLERANCE} is accepted; set `fusions: false`"
+            )
+        return {"fusion_max_difference": worst}, []
+
+    # Sessions
+
+    def _provider(self, target: Target) -> str:
+        return ("cuda" if is_gpu(target) else "cpu") if self.execution_provider == "auto" else self.execution_provider
+
+    def _providers(self, target: Target) -> list[Any]:
+        """The provider asked for, and the CPU's for what computes shapes."""
+        if not is_gpu(target):
+            return [PROVIDERS["cpu"]]
+        wanted = PROVIDERS[self._provider(target)]
+        available = library().get_available_providers()
+        if wanted not in available:
+            raise UnavailableError(
+                f"{wanted} is not in the installed onnxruntime (it has {', '.join(available)}); for a GPU:"
+                " pip uninstall -y onnxruntime && pip install 'ioptim[gpu]'"
+            )
+        device = {"device_id": str(gpu_index(target))}
+        both = [wanted, PROVIDERS["cuda"]] if wanted == PROVIDERS["tensorrt"] else [wanted]
+        return [*((name, device) for name in both), PROVIDERS["cpu"]]
+
+    def _options(self, target: Target, level: str) -> Any:
+        ort = library()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads_of(target)
+        options.inter_op_num_threads = self.inter_op_threads
+        parallel = self.execution_mode == "parallel"
+        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if parallel else ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[level])
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.allow_spinning)))
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return options
+
+    def _placement(self, session: Any, target: Target) -> dict[str, Any]:
+        """Threads and execution providers read back from a session.
+
+        Raises:
+            StepError: a GPU was asked for and the session, or some of its nodes, run on the CPU.
+        """
+        providers = session.get_providers()
+        wanted = PROVIDERS[self._provider(target)]
+        found: dict[str, Any] = {
+            "execution_provider": providers[0],
+            "device": target.device,
+            "intra_op_threads": session.get_session_options().intra_op_num_threads,
+        }
+        if providers[0] != wanted:
+            raise StepError(
+                f"{wanted} was asked for and ONNX Runtime fell back to {', '.join(providers)}: CUDA or cuDNN cannot be loaded, or"
+                " their versions do not fit; `ioptim doctor` says what is missing"
+            )
+        if not is_gpu(target):
+            return found
+        nodes = nodes_by_provider(session)
+        if nodes is None:
+            if self.on_cpu_fallback == "error":
+                text = f"ONNX Runtime {library().__version__} does not tell which nodes it left to the CPU; 1.24 does"
+                raise UnavailableError(f"{text}: pip install -U onnxruntime-gpu, or accept it with `on_cpu_fallback: count`")
+            return {**found, "nodes_by_provider": None}
+        on_cpu = Counter({op: n for op, n in nodes.get(PROVIDERS["cpu"], Counter()).items() if op not in SHAPE_OPS})
+        if on_cpu and self.on_cpu_fallback == "error":
+            raise StepError(
+                f"{on_cpu.total()} nodes have no {wanted} kernel and would run on the CPU: {report.listed(on_cpu)};"
+                " accept that with `on_cpu_fallback: count`, or leave these operators in float"
+            )
+        counts = {name: ops.total() for name, ops in nodes.items()}
+        return {**found, "nodes_by_provider": counts, "cpu_fallback": dict(on_cpu)}
+
+    def _facts(self, target: Target) -> dict[str, Any]:
+        return {"runtime": self.runtime, "target": target.name, "instruction_sets": _instruction_sets()}
+
+    def _copied(self, model: ModelArtifact, target: Target, out: Path, before: report.Counts) -> Outcome:
+        """TensorRT's provider builds its engine from plain ONNX when a session opens; what it builds cannot be saved as ONNX."""
+        for name in model.files or (model.entry,):
+            if name not in model.assets:
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(model.path / name, out / name)
+        facts = {"runtime": self.runtime, "target": target.name}
+        written = Written(format=Format.ONNX, entry=model.entry, facts=facts)
+        note = Note(text="left as it is: TensorRT's execution provider fuses and builds when the model is opened")
+        return Outcome(written=written, metrics={"nodes_before": float(sum(before.values()))}, notes=(note,), facts=facts)
+
+
+def _instruction_sets() -> list[str]:
+    """Those by which ONNX Runtime chooses its kernels and layouts."""
+    wanted = ("avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return [platform.machine(), *(flag for flag in wanted if flag in flags)]

@@ -1,0 +1,223 @@
+"""ONNX Runtime: the optimized file computes the same, and says what fused and what did not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from ioptim.core.artifact import Format, ModelArtifact, verify
+from ioptim.core.runtime import Target
+from ioptim.core.target import Hardware
+from ioptim.errors import StepError, UnavailableError
+from ioptim.runtimes import _onnx_report as report
+from ioptim.runtimes.onnxruntime import OnnxRuntime
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(ValidationError):
+        OnnxRuntime(graph_optimization="most")  # type: ignore[arg-type]
+    with pytest.raises(ValidationError):
+        OnnxRuntime(optimization="all")  # type: ignore[call-arg]
+
+
+def test_provider_that_does_not_run_on_the_device(target_of: Callable[..., Target], no_gpu: Hardware) -> None:
+    runtime = OnnxRuntime(execution_provider="cuda")
+    assert runtime.check(target_of(runtime), no_gpu) == [
+        "execution_provider cuda does not run on the device cpu; leave it out, or write `device: gpu`"
+    ]
+    assert OnnxRuntime(execution_provider="cpu").check(target_of(runtime), no_gpu) == []
+
+
+def test_what_counts_as_an_unfused_transformer() -> None:
+    plain = {"Softmax": 2, "MatMul": 8, "LayerNormalization": 3}
+    assert report.is_unfused_transformer(plain)
+    assert not report.is_unfused_transformer({**plain, "Attention": 2})
+    assert not report.is_unfused_transformer({**plain, "MatMulInteger": 2})
+    assert not report.is_unfused_transformer({"Conv": 3})
+
+
+@pytest.mark.integration
+def test_self_check(target_of: Callable[..., Target]) -> None:
+    assert OnnxRuntime().self_check(target_of(OnnxRuntime())) == [2.0, 4.0, 6.0]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("level", ["off", "basic", "extended", "all"])
+def test_outputs_and_dynamic_batch(linear: ModelArtifact, compiled: Callable, level: str) -> None:  # type: ignore[type-arg]
+    import numpy as np
+
+    outcome, artifact, session = compiled(OnnxRuntime(graph_optimization=level), linear)  # type: ignore[arg-type]
+    weight = np.subtract.outer(np.arange(4), np.arange(3)).astype(np.float32)
+    for batch in (1, 5):
+        x = np.random.default_rng(batch).standard_normal((batch, 4)).astype(np.float32)
+        np.testing.assert_allclose(session.run({"x": x})["y"], np.maximum(x @ weight, 0), rtol=1e-5)
+    assert session.facts["execution_provider"] == "CPUExecutionProvider"
+    assert session.facts["intra_op_threads"] == 1
+    assert session.facts["graph_optimization"] == level
+    assert artifact.facts["runtime"] == "onnxruntime" and artifact.facts["instruction_sets"]
+    assert outcome.metrics["nodes_before"] == 2
+    assert verify(artifact) == [] and verify(linear) == []
+
+
+@pytest.mark.integration
+def test_a_model_that_nothing_compiled_opens_too(linear: ModelArtifact, target_of: Callable[..., Target]) -> None:
+    import numpy as np
+
+    session = OnnxRuntime().open(linear, target_of(OnnxRuntime(), threads=2))
+    assert session.run({"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 3)
+    assert session.facts["intra_op_threads"] == 2
+
+
+@pytest.mark.integration
+def test_fusions_of_a_bert(bert: ModelArtifact, compiled: Callable, target_of: Callable[..., Target]) -> None:  # type: ignore[type-arg]
+    import numpy as np
+
+    outcome, artifact, session = compiled(OnnxRuntime(on_unfused="error"), bert)
+    fused = {name: count for name, count in outcome.metrics.items() if name.startswith("fused_nodes.")}
+    assert fused == {
+        "fused_nodes.Attention": 2,
+        "fused_nodes.EmbedLayerNormalization": 1,
+        "fused_nodes.SkipLayerNormalization": 4,
+        "fused_nodes.BiasGelu": 2,
+    }
+    assert outcome.metrics["nodes_after"] < outcome.metrics["nodes_before"] / 3
+    assert 0 <= outcome.metrics["fusion_max_difference"] < 1e-4
+    assert outcome.notes[0].text == "fused: 2 Attention, 2 BiasGelu, 1 EmbedLayerNormalization, 4 SkipLayerNormalization"
+    rows = {row[0]: row[1:] for row in outcome.tables[0].rows}
+    assert rows["Softmax"] == (2, 0)
+    assert rows["Attention"] == (0, 2)
+    plain = OnnxRuntime(graph_optimization="off", fusions=False).open(bert, target_of(OnnxRuntime()))
+    mask = np.array([[1] * 9, [1] * 6 + [0] * 3])
+    feeds = {"input_ids": np.arange(18).reshape(2, 9), "attention_mask": mask}
+    a, b = (s.run(feeds)["last_hidden_state"] for s in (plain, session))
+    np.testing.assert_allclose(a[mask == 1], b[mask == 1], atol=1e-4)
+    assert [path.name for path in artifact.path.iterdir() if path.suffix == ".onnx"] == ["model.onnx"]
+
+
+@pytest.mark.integration
+def test_a_fused_and_quantized_model_is_taken_as_it_is(
+    bert: ModelArtifact, compiled: Callable, target_of: Callable[..., Target], tmp_path: Path  # type: ignore[type-arg]
+) -> None:
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+
+    fused = tmp_path / "fused"
+    fused.mkdir()
+    OnnxRuntime(graph_optimization="off").compile(bert, target_of(OnnxRuntime()), fused)
+    quantize_dynamic(fused / "model.onnx", fused / "int8.onnx", extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})
+    model = bert.model_copy(update={"path": fused, "entry": "int8.onnx"})
+    outcome, _, session = compiled(OnnxRuntime(), model)
+    assert [note.text for note in outcome.notes] == [
+        "the graph was fused before it was compiled; taken as it is",
+        "all 8 products with weights run in int8: 6 DynamicQuantizeMatMul, 2 QAttention",
+    ]
+    assert outcome.metrics["float_products"] == 0
+    assert session.outputs == bert.outputs
+
+
+@pytest.mark.integration
+def test_attention_that_does_not_fuse_is_said_or_refused(linear: ModelArtifact, compiled: Callable, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    import onnx
+    from onnx import helper
+
+    graph = onnx.load(str(linear.model_path))
+    graph.graph.node[1].CopyFrom(helper.make_node("Softmax", ["h"], ["y"]))
+    onnx.save(graph, str(linear.model_path))
+    outcome, _, _ = compiled(OnnxRuntime(), linear)
+    says = "1 of 1 attention blocks were not recognized and stay in single operators"
+    assert [(note.text, note.level.value) for note in outcome.notes] == [(says, "warning")]
+    (tmp_path / "compiled").rename(tmp_path / "before")
+    with pytest.raises(StepError) as caught:
+        compiled(OnnxRuntime(on_unfused="error"), linear)
+    assert str(caught.value) == f"{says} (on_unfused: error); fused were none"
+
+
+@pytest.mark.integration
+def test_int8_really_runs(linear_qdq: ModelArtifact, compiled: Callable) -> None:  # type: ignore[type-arg]
+    outcome, _, _ = compiled(OnnxRuntime(), linear_qdq)
+    assert outcome.metrics["int8_products"] == 1
+    assert [note.text for note in outcome.notes] == ["all 1 products with weights run in int8: 1 QLinearMatMul"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is not an ONNX file: it is empty"),
+        (b"PK\x03\x04zip", "is not an ONNX file: it is a zip archive"),
+        (b"<xml/>", "is not an ONNX file: it is text"),
+    ],
+)
+def test_a_file_that_is_not_onnx(tmp_path: Path, target_of: Callable[..., Target], content: bytes, says: str) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    model = ModelArtifact(path=tmp_path, format=Format.ONNX, entry="model.onnx")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(StepError) as caught:
+        OnnxRuntime().compile(model, target_of(OnnxRuntime()), tmp_path / "out")
+    assert says in str(caught.value)
+    with pytest.raises(StepError, match=r"ONNX Runtime \S+ refused .*model\.onnx"):
+        OnnxRuntime().open(model, target_of(OnnxRuntime()))
+
+
+@pytest.mark.integration
+def test_a_provider_that_is_not_there_is_an_error(linear: ModelArtifact, target_of: Callable[..., Target]) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(UnavailableError, match=r"CUDAExecutionProvider is not in the installed onnxruntime \(it has .*CPUExec"):
+        OnnxRuntime().open(linear, target_of(OnnxRuntime(), "gpu"))
+
+
+@pytest.mark.integration
+def test_falling_back_to_the_cpu_is_an_error(linear: ModelArtifact, target_of: Callable[..., Target]) -> None:
+    """As when CUDA is in the package but its libraries cannot be loaded: the session is there, and runs on the CPU."""
+    plain = OnnxRuntime()
+    session = plain.open(linear, target_of(plain))._session  # type: ignore[attr-defined]
+    with pytest.raises(StepError, match="CUDAExecutionProvider was asked for and ONNX Runtime fell back to CPUExecutionProvider"):
+        plain._placement(session, target_of(plain, "gpu"))
+
+
+@pytest.mark.integration
+def test_nodes_left_to_the_cpu_are_an_error_or_counted(linear: ModelArtifact, target_of: Callable[..., Target]) -> None:
+    class Half:
+        """A session whose first provider is CUDA and whose nodes are on the CPU."""
+
+        def __init__(self, session: object) -> None:
+            self.session = session
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.session, name)
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    plain = OnnxRuntime()
+    session = Half(plain.open(linear, target_of(plain))._session)  # type: ignore[attr-defined]
+    with pytest.raises(StepError) as caught:
+        plain._placement(session, target_of(plain, "gpu"))
+    assert "2 nodes have no CUDAExecutionProvider kernel and would run on the CPU: 1 MatMul, 1 Relu" in str(caught.value)
+    facts = OnnxRuntime(on_cpu_fallback="count")._placement(session, target_of(plain, "gpu"))
+    assert facts["nodes_by_provider"] == {"CPUExecutionProvider": 2}
+    assert facts["cpu_fallback"] == {"MatMul": 1, "Relu": 1}
+
+
+@pytest.mark.integration
+def test_a_file_optimized_for_another_cpu(linear: ModelArtifact, target_of: Callable[..., Target]) -> None:
+    other = linear.model_copy(update={"facts": {"runtime": "onnxruntime", "instruction_sets": ["x86_64", "avx1024"]}})
+    with pytest.raises(StepError, match="was compiled on a CPU with avx1024, which this one does not have; run `compile` here"):
+        OnnxRuntime().open(other, target_of(OnnxRuntime()))
+
+
+@pytest.mark.integration
+def test_wrong_feeds(linear: ModelArtifact, target_of: Callable[..., Target]) -> None:
+    import numpy as np
+
+    session = OnnxRuntime().open(linear, target_of(OnnxRuntime()))
+    with pytest.raises(StepError, match=r"ONNX Runtime failed on x \[2, 4\] int64"):
+        session.run({"x": np.ones((2, 4), np.int64)})
+    with pytest.raises(StepError, match=r"failed on z \[2, 4\] float32: Required inputs"):
+        session.run({"z": np.ones((2, 4), np.float32)})
