@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Mapping
 
 FORCED: Mapping[str, str] = {
@@ -21,6 +24,7 @@ PREFERRED: Mapping[str, str] = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     # A connection lost at exit is retried for a minute otherwise.
     "PREFECT_CLIENT_MAX_RETRIES": "2",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # A tracking server that is away must not hold the run: the defaults are 7 tries of 120 s.
@@ -31,6 +35,8 @@ PREFERRED: Mapping[str, str] = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Defaults that the caller's environment may change."""
+
+_early: threading.Thread | None = None
 
 NOISY_LOGGERS = ("mlflow", "alembic")
 
@@ -48,3 +54,35 @@ def quiet_environment() -> None:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def import_early(*names: str) -> None:
+    """Begin to import these in the background, one after the other, in the order given.
+
+    Two threads that import libraries with common parts can meet a half-imported module, so whoever needs one of them calls
+    `finish_imports` first, and only this thread imports until then.
+    """
+    global _early
+    finish_imports()
+    _early = threading.Thread(target=_import, args=names, name="import-early", daemon=True)
+    _early.start()
+
+
+def finish_imports() -> None:
+    """Wait for what `import_early` began; one that failed fails again, with its message, where it is needed."""
+    global _early
+    if _early is not None:
+        _early.join()
+        _early = None
+
+
+def _import(*names: str) -> None:
+    gc.disable()  # a library's classes stay: looking for garbage meanwhile costs a fifth of the time
+    try:
+        for name in names:
+            importlib.import_module(name)
+    except ImportError:
+        return
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -14,6 +14,7 @@ from ioptim.core.target import Hardware
 from ioptim.errors import ExitCode
 
 HARDWARE = Hardware(cpu_model="Test CPU", cpu_flags=("avx2",), cores=2, threads=2, memory_bytes=8 << 30)
+DATA = {"validation": {"source": "builtin:retrieval", "split": "test"}, "calibration": None}
 SPECS = (TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence")),)
 OUTPUTS = (TensorSpec(name="logits", dtype="float32", shape=("batch", 2)),)
 
@@ -23,7 +24,12 @@ def run_record(run_id: str = "20261121-081832-tiny-aaaaaa", **changes: Any) -> R
         "run_id": run_id,
         "recipe": "tiny",
         "recipe_text": "name: tiny\n",
-        "recipe_config": {"name": "tiny", "model": {"source": "null"}, "steps": [{"step": "quantize", "scheme": "int8-dynamic"}]},
+        "recipe_config": {
+            "name": "tiny",
+            "model": {"source": "null"},
+            "data": DATA,
+            "steps": [{"step": "quantize", "scheme": "int8-dynamic"}],
+        },
         "recipe_digest": "d" * 64,
         "status": Status.RUNNING,
         "started": "2026-11-21T08:18:32+00:00",
@@ -53,7 +59,7 @@ def gate_result(verdict: Verdict = Verdict.PASS) -> GateResult:
     return GateResult(
         gate=gate,
         metric="accuracy",
-        candidate="candidate",
+        candidate="compile@cpu",
         baseline="source",
         candidate_value=0.89,
         baseline_value=0.9,
@@ -77,7 +83,7 @@ def finished_run(store: Path, run_id: str = RUN_ID, verdict: Verdict = Verdict.P
         Metric(name="accuracy", higher_is_better=True, description="share of rows classified right"),
         Metric(name="loss", higher_is_better=False, description="cross-entropy"),
     )
-    rows = {"source": (1.0, 1.0), "candidate": (1.0, 0.0)}
+    rows = {"source": (1.0, 1.0), "compile@cpu": (1.0, 0.0)}
     write_samples(measured, tuple(Samples(metric=m, kind=Kind.PAIRED_ROWS, values=rows) for m in metrics))
     log = store / run_id / "quantize.log"
     log.write_text("4 layers\n")
@@ -117,7 +123,7 @@ def finished_run(store: Path, run_id: str = RUN_ID, verdict: Verdict = Verdict.P
             target="cpu",
             parents=("compile@cpu",),
             status=Status.GATE_FAILED if bad else Status.PASSED,
-            subjects={"source": {"accuracy": 0.9, "loss": 0.2}, "candidate": {"accuracy": 0.89, "loss": 0.25}},
+            subjects={"source": {"accuracy": 0.9, "loss": 0.2}, "compile@cpu": {"accuracy": 0.89, "loss": 0.25}},
             gates=(gate,),
             artifact=compiled,
             files=str(measured),
@@ -131,7 +137,7 @@ def finished_run(store: Path, run_id: str = RUN_ID, verdict: Verdict = Verdict.P
             subjects={
                 "source": {"latency_p50_ms": 8.0, "size_bytes": 400.0},
                 "runtime-fp32": {"latency_p50_ms": 3.0, "size_bytes": 400.0},
-                "candidate": {"latency_p50_ms": 1.0, "size_bytes": 100.0, "throughput_per_s": 950.0},
+                "compile@cpu": {"latency_p50_ms": 1.0, "size_bytes": 100.0, "throughput_per_s": 950.0},
             },
             artifact=compiled,
         ),

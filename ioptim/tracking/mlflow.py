@@ -1,0 +1,575 @@
+"""Runs in MLflow: one parent run per recipe run, a child run per node, the final models. The one module that imports MLflow.
+
+Runs are made and written by explicit id only. MLflow's fluent functions keep the active run per thread: in another thread they
+make a run without a parent, or a stray one that stays open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ioptim.core.artifact import TensorSpec, write_json
+from ioptim.core.base import digest_of
+from ioptim.core.record import NodeRecord, RunRecord, Status, TrackingState
+from ioptim.core.step import TableFigure
+from ioptim.environment import finish_imports, import_early
+from ioptim.errors import UnavailableError
+from ioptim.tracking import local
+from ioptim.tracking.summary import Summary, summarize
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, Metric
+    from mlflow.models import ModelSignature
+
+CONNECT_S = 3
+PARAM_LIMIT, TAG_LIMIT, KEY_LIMIT, BATCH = 6000, 5000, 250, 100
+"""MLflow refuses longer values (a tag of an older server over 5000) and larger batches of parameters or tags."""
+
+FINISHED = {Status.PASSED: "FINISHED", Status.SKIPPED: "KILLED", Status.INTERRUPTED: "KILLED"}
+"""MLflow's word for how a run or node ended; anything else is FAILED."""
+
+
+def warm_up() -> None:
+    """Begin to import MLflow in the background: it takes more than a second."""
+    import_early("mlflow")
+
+
+class MlflowTracker:
+    """Follows one run. Not for use by two threads at the same time; any thread may call it.
+
+    `uri` None stands for a SQLite database in `home`. Nothing is imported or reached before `begin`.
+    """
+
+    def __init__(self, home: Path, uri: str | None, experiment: str) -> None:
+        self.home = home
+        self.uri = uri or f"sqlite:///{home / 'mlflow.db'}"
+        self.is_local = uri is None
+        self.experiment = experiment
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
+        self._parent = ""
+        self._children: dict[str, str] = {}
+
+    @property
+    def state(self) -> TrackingState:
+        """State of a run that is not yet known to be uploaded."""
+        return TrackingState(state="pending", uri=self.uri, run_id=self._parent or None)
+
+    def begin(self, run: RunRecord) -> None:
+        """Open the parent run, replacing what an upload of this run that broke off has left.
+
+        Raises:
+            UnavailableError: the server does not answer, within seconds; or it refused.
+        """
+        with self._reaching():
+            self._open()
+            for left in self._uploads(run):
+                self._discard(left.info.run_id)
+            made = self._api.create_run(
+                self._experiment_id, start_time=_milliseconds(run.started), run_name=run.run_id, tags=_cut(_run_tags(run), TAG_LIMIT)
+            )
+            self._parent = made.info.run_id
+            self._log(self._parent, params=flatten(run.recipe_config))
+            inputs = data_sets(run.recipe_config)
+            if inputs:
+                self._api.log_inputs(self._parent, inputs)
+
+    def node(self, run: RunRecord, node: NodeRecord) -> None:
+        """Write a child run for a node that has ended."""
+        with self._reaching():
+            start = _milliseconds(node.started or run.started)
+            tags = _cut(self._node_tags(run, node), TAG_LIMIT)
+            child_id = self._api.create_run(self._experiment_id, start_time=start, run_name=node.id, tags=tags).info.run_id
+            self._children[node.id] = child_id
+            self._log(child_id, metrics=_node_metrics(node), params=flatten(node.config), time=start)
+            with tempfile.TemporaryDirectory(prefix="ioptim-") as folder:
+                tables = _write_node_files(node, Path(folder))
+                self._api.log_artifacts(child_id, folder)
+            if tables:
+                self._api.set_tag(child_id, "mlflow.loggedArtifacts", json.dumps([{"path": path, "type": "table"} for path in tables]))
+            if node.files and Path(node.files).is_dir():
+                self._api.log_artifacts(child_id, node.files, "files")
+            took = 0 if node.cached else int(node.seconds * 1000)
+            self._api.set_terminated(child_id, FINISHED.get(node.status, "FAILED"), end_time=start + took)
+
+    def end(self, run: RunRecord, folder: Path) -> TrackingState:
+        """Write the summary, the verdicts and the final models, and close the parent run."""
+        summary = summarize(run)
+        with self._reaching():
+            end = _milliseconds(run.finished or run.started)
+            models = [model_id for node in final_models(run) if (model_id := self._model(run, node, summary)) is not None]
+            self._log(self._parent, metrics=summary.metrics, tags=_verdict_tags(run, summary), time=end)
+            if models:
+                from mlflow.entities import LoggedModelOutput
+
+                self._api.log_outputs(self._parent, [LoggedModelOutput(model_id, step=0) for model_id in models])
+            with tempfile.TemporaryDirectory(prefix="ioptim-") as files:
+                _write_run_files(run, folder, Path(files))
+                self._api.log_artifacts(self._parent, files)
+            self._api.set_tag(self._parent, "ioptim.complete", "true")
+            self._api.set_terminated(self._parent, FINISHED.get(run.status, "FAILED"), end_time=end)
+        return TrackingState(state="logged", uri=self.uri, run_id=self._parent, url=self._url())
+
+    def uploaded(self, run: RunRecord) -> TrackingState | None:
+        """The state of a run that is there in full; None when it is not, or only in part."""
+        with self._reaching():
+            self._open()
+            for found in self._uploads(run):
+                if found.data.tags.get("ioptim.complete") == "true":
+                    self._parent = found.info.run_id
+                    return TrackingState(state="logged", uri=self.uri, run_id=self._parent, url=self._url())
+        return None
+
+    # Reaching MLflow
+
+    @property
+    def _api(self) -> MlflowClient:
+        if self._client is None:
+            raise UnavailableError("the run was not begun in MLflow")
+        return self._client
+
+    def _open(self) -> None:
+        """Connect, once, and find or make the experiment."""
+        if self._client is not None:
+            return
+        _check_answers(self.uri)
+        finish_imports()
+        from mlflow import MlflowClient
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)  # importing it set its own level again
+        if self.is_local:
+            self.home.mkdir(parents=True, exist_ok=True)
+        with _locked(self.home / "mlflow.lock") if self.is_local else contextlib.nullcontext():
+            client = MlflowClient(self.uri, registry_uri=self.uri)
+            found = client.get_experiment_by_name(self.experiment)
+            if found is None:
+                self._experiment_id = self._new_experiment(client)
+            elif found.lifecycle_stage != "active":
+                raise UnavailableError(
+                    f"the MLflow experiment {self.experiment!r} is deleted. Restore it: MLFLOW_TRACKING_URI={self.uri}"
+                    f" mlflow experiments restore --experiment-id {found.experiment_id}"
+                )
+            else:
+                self._experiment_id = found.experiment_id
+            if self.is_local:
+                _let_readers_beside_a_writer(self.home / "mlflow.db")
+        self._client = client
+
+    def _new_experiment(self, client: MlflowClient) -> str:
+        from mlflow.exceptions import MlflowException
+
+        folder = self.home / "mlflow-artifacts" / re.sub(r"[^A-Za-z0-9._-]", "-", self.experiment)
+        try:
+            # The default would be ./mlruns, wherever the run was started.
+            return str(client.create_experiment(self.experiment, artifact_location=folder.as_uri() if self.is_local else None))
+        except MlflowException as error:
+            found = client.get_experiment_by_name(self.experiment)  # made by another run meanwhile
+            if found is None:
+                raise error
+            return str(found.experiment_id)
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Turn whatever MLflow, its server or the disk says into one error of ours."""
+        try:
+            yield
+        except ImportError as error:
+            raise UnavailableError(f"MLflow cannot be imported: {error}. Install it with: pip install 'ioptim[track]'") from error
+        except _errors() as error:
+            text = str(error).strip().splitlines()
+            raise UnavailableError(f"MLflow at {self.uri}: {text[0][:500] if text else type(error).__name__}") from error
+
+    def _uploads(self, run: RunRecord) -> Sequence[Any]:
+        """Parent runs of this run that are there already, whole or not."""
+        where = f"tags.`ioptim.run_id` = '{run.run_id}' and tags.`ioptim.kind` = 'pipeline'"
+        return list(self._api.search_runs([self._experiment_id], where, max_results=10))
+
+    def _discard(self, parent: str) -> None:
+        for child in self._api.search_runs([self._experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=1000):
+            self._api.delete_run(child.info.run_id)
+        self._api.delete_run(parent)
+
+    def _url(self) -> str | None:
+        if urlsplit(self.uri).scheme not in ("http", "https"):
+            return None
+        return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{self._parent}"
+
+    # Writing
+
+    def _log(
+        self,
+        run_id: str,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        time: int = 0,
+        model_id: str | None = None,
+    ) -> None:
+        """Write in as few calls as MLflow's limits allow."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        numbers: list[Metric] = [
+            Metric(_metric_key(key), float(value), time, 0, model_id=model_id, run_id=run_id if model_id else None)
+            for key, value in (metrics or {}).items()
+        ]
+        knobs = [Param(key, value) for key, value in _cut(params or {}, PARAM_LIMIT).items()]
+        marks = [RunTag(key, value) for key, value in _cut(tags or {}, TAG_LIMIT).items()]
+        while numbers or knobs or marks:
+            self._api.log_batch(run_id, metrics=numbers[:500], params=knobs[:BATCH], tags=marks[:BATCH])
+            numbers, knobs, marks = numbers[500:], knobs[BATCH:], marks[BATCH:]
+
+    def _node_tags(self, run: RunRecord, node: NodeRecord) -> dict[str, str]:
+        tags = {
+            "mlflow.parentRunId": self._parent,
+            "ioptim.kind": "step",
+            "ioptim.run_id": run.run_id,
+            "ioptim.step": node.step,
+            "ioptim.node": node.id,
+            "ioptim.status": node.status.value,
+            "ioptim.cached": str(node.cached).lower(),
+            "ioptim.key": node.key or "",
+            "ioptim.target": node.target or "",
+            "ioptim.error": node.error or "",
+            "ioptim.artifact_digest": node.artifact.digest if node.artifact else "",
+            "mlflow.note.content": "\n".join(f"- {note.text}" for note in node.notes),
+        }
+        return {name: value for name, value in tags.items() if value}
+
+    def _model(self, run: RunRecord, node: NodeRecord, summary: Summary) -> str | None:
+        """The logged model of a node's artifact: the one with the same digest where the experiment has it, else a new one."""
+        artifact = node.artifact
+        if artifact is None or not Path(artifact.path).is_dir():  # pruned from the store since the run
+            return None
+        same = self._api.search_logged_models([self._experiment_id], f"tags.`ioptim.digest` = '{artifact.digest}'", max_results=10)
+        whole = [model.model_id for model in same if model.status == "READY"]
+        model_id = whole[0] if whole else self._new_model(run, node)
+        # Linked through the node's own run: in the parent, several candidates would meet under the same names.
+        time = _milliseconds(run.finished or run.started)
+        self._log(self._children[node.id], metrics=summary.models.get(node.id), time=time, model_id=model_id)
+        return str(model_id)
+
+    def _new_model(self, run: RunRecord, node: NodeRecord) -> str:
+        artifact = node.artifact
+        assert artifact is not None
+        model = self._api.create_logged_model(
+            self._experiment_id,
+            name=_model_name(f"{run.recipe}-{node.id}"),
+            source_run_id=self._children[node.id],
+            tags={"ioptim.digest": artifact.digest, "ioptim.node": node.id, "ioptim.run_id": run.run_id},
+            params={"format": artifact.format.value, "size_bytes": str(artifact.size_bytes), "target": node.target or ""},
+            model_type=artifact.format.value,
+        )
+        self._api.log_model_artifacts(model.model_id, artifact.path)
+        with tempfile.TemporaryDirectory(prefix="ioptim-") as folder:
+            _write_model_files(run, node, Path(folder), self._children[node.id], model.model_id)
+            self._api.log_model_artifacts(model.model_id, folder)
+        self._api.finalize_logged_model(model.model_id, "READY")
+        return str(model.model_id)
+
+
+def sync(home: Path) -> list[RunRecord]:
+    """Upload every run that waits for it, the oldest first, and return them as they are now.
+
+    A run that is there in full is only noted as logged; one that is there in part is written anew. Two processes take turns.
+
+    Raises:
+        UnavailableError: a server could not be reached; what came before it has been uploaded and noted.
+    """
+    synced = []
+    with _locked(home / "mlflow-sync.lock"):
+        for run in local.pending(home):
+            state = _upload(home, run)
+            run = run.model_copy(update={"tracking": state})
+            local.write_run(home, run)
+            synced.append(run)
+    return synced
+
+
+def _upload(home: Path, run: RunRecord) -> TrackingState:
+    tracking = run.recipe_config.get("tracking") or {}
+    own = f"sqlite:///{home / 'mlflow.db'}"
+    uri = run.tracking.uri or tracking.get("uri") or os.environ.get("MLFLOW_TRACKING_URI")
+    tracker = MlflowTracker(home, None if uri == own else uri, tracking.get("experiment") or run.recipe)
+    state = tracker.uploaded(run)
+    if state is not None:
+        return state
+    tracker.begin(run)
+    for node in run.nodes:
+        if node.status is not Status.PENDING:
+            tracker.node(run, node)
+    return tracker.end(run, local.run_folder(home, run.run_id))
+
+
+# What is written
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, str]:
+    """Nested values as parameters: `steps.quantize.scheme`. Items of a list are called by their id, name or kind, as in `--set`."""
+    flat: dict[str, str] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, child in value.items():
+                walk(child, f"{path}.{key}" if path else str(key))
+        elif isinstance(value, Sequence) and not isinstance(value, str) and value and all(isinstance(item, Mapping) for item in value):
+            for name, item in zip(_names(value), value, strict=True):
+                walk(item, f"{path}.{name}")
+        elif value is not None and value != "" and value != [] and value != {} and value != ():
+            flat[_param_key(path)] = value if isinstance(value, str) else json.dumps(value, default=str)
+
+    walk(config, "")
+    return flat
+
+
+def _names(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    names: list[str] = []
+    for index, item in enumerate(items):
+        called = [item[key] for key in ("id", "name", "step", "metric") if isinstance(item.get(key), str)]
+        name = called[0] if called else str(index)
+        names.append(name if name not in names else f"{name}-{index}")
+    return names
+
+
+def data_sets(config: Mapping[str, Any]) -> list[DatasetInput]:
+    """The recipe's data sets as MLflow knows them; the digest is of what the recipe asks for."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = []
+    for role, spec in (config.get("data") or {}).items():
+        if spec:
+            kind = str(spec["source"]).partition(":")[0] if ":" in str(spec["source"]) else "local"
+            name = re.sub(r"^\w+:", "", str(spec["source"])).rstrip("/").rpartition("/")[2] or role
+            dataset = Dataset(name[:500], digest_of(spec)[:16], kind, json.dumps({"uri": spec["source"], **spec}, sort_keys=True))
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", role)]))
+    return inputs
+
+
+def final_models(run: RunRecord) -> list[NodeRecord]:
+    """Nodes that wrote a model nothing else was made from, less the source and what the plan inserted (exports, baselines)."""
+    wrote = [node for node in run.nodes if node.artifact and not _passed_on(run, node)]
+    ancestors = {ancestor for node in wrote for ancestor in _ancestors(run, node)}
+    return [node for node in wrote if node.id not in ancestors and not node.inserted and node.step != "source"]
+
+
+def _passed_on(run: RunRecord, node: NodeRecord) -> bool:
+    """Whether the node's model is one of its parents': a step that measures hands on what it was given."""
+    assert node.artifact is not None
+    parents = [run.node(parent) for parent in node.parents]
+    return any(parent.artifact and parent.artifact.path == node.artifact.path for parent in parents)
+
+
+def _ancestors(run: RunRecord, node: NodeRecord) -> Iterable[str]:
+    for parent in node.parents:
+        yield parent
+        yield from _ancestors(run, run.node(parent))
+
+
+def gate_word(run: RunRecord) -> str:
+    """One word for all verdicts of a run."""
+    verdicts = {gate.verdict.value for gate in run.gates}
+    if any(gate.blocks for gate in run.gates) or "fail" in verdicts:
+        return "failed"
+    return "undecided" if "undecided" in verdicts else "passed" if verdicts else "none"
+
+
+def _run_tags(run: RunRecord) -> dict[str, str]:
+    tags = {
+        "ioptim.kind": "pipeline",
+        "ioptim.run_id": run.run_id,
+        "ioptim.recipe": run.recipe,
+        "ioptim.recipe_digest": run.recipe_digest,
+        "ioptim.engine": run.engine,
+        "ioptim.command": " ".join(run.command),
+        "ioptim.hardware": run.hardware.fingerprint,
+        "ioptim.cpu": run.hardware.cpu_model,
+        "ioptim.host": socket.gethostname(),
+        "ioptim.pid": str(os.getpid()),
+        "ioptim.gate": "none",
+        "mlflow.source.name": run.recipe_path or run.recipe,
+        "mlflow.source.git.commit": run.git_sha or "",
+        "mlflow.user": os.environ.get("USER", ""),
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def _verdict_tags(run: RunRecord, summary: Summary) -> dict[str, str]:
+    tags = {"ioptim.gate": gate_word(run), "ioptim.status": run.status.value}
+    for node in run.nodes:
+        for gate in node.gates:
+            tags[f"ioptim.gate.{_param_key(f'{node.id}.{gate.metric}.{gate.gate.bound[0]}.{gate.candidate}')}"] = gate.verdict.value
+    if summary.candidate:
+        tags["ioptim.summary_of"] = summary.candidate
+    if summary.quality:
+        tags["ioptim.quality_metric"] = summary.quality
+    lines = [f"- {gate.verdict.value}: {gate.metric}, {gate.reason}" for gate in run.gates]
+    lines += [f"- {warning}" for warning in run.warnings]
+    if lines:
+        tags["mlflow.note.content"] = "\n".join(lines)
+    return tags
+
+
+def _node_metrics(node: NodeRecord) -> dict[str, float]:
+    metrics = dict(node.metrics)
+    for subject, values in node.subjects.items():
+        metrics.update({f"{subject.replace('@', '/')}/{name}": value for name, value in values.items()})
+    return {**metrics, "step_seconds": node.seconds}
+
+
+def _write_node_files(node: NodeRecord, folder: Path) -> list[str]:
+    """Write a node's own artifacts; returns the tables, which MLflow's page shows as such."""
+    write_json(folder / "node.json", node.model_dump(mode="json"))
+    tables = []
+    for figure in node.tables:
+        name = f"tables/{_file_name(figure.title)}"
+        (folder / "tables").mkdir(exist_ok=True)
+        write_json(folder / f"{name}.json", {"columns": list(figure.columns), "data": [list(row) for row in figure.rows]})
+        (folder / f"{name}.md").write_text(_markdown(figure))
+        tables.append(f"{name}.json")
+    if node.error:
+        (folder / "error.txt").write_text(node.error)
+    if node.log and Path(node.log).is_file():
+        shutil.copyfile(node.log, folder / "log.txt")
+    return tables
+
+
+def _write_run_files(run: RunRecord, source: Path, folder: Path) -> None:
+    (folder / "recipe").mkdir()
+    (folder / "recipe" / local.RECIPE).write_text(run.recipe_text)
+    write_json(folder / "recipe" / "resolved.json", dict(run.recipe_config))
+    write_json(folder / "gates.json", [gate.model_dump(mode="json") for gate in run.gates])
+    write_json(folder / "environment.json", {"packages": dict(run.environment), "hardware": run.hardware.model_dump(mode="json")})
+    write_json(folder / local.RECORD, run.model_dump(mode="json"))
+    if (source / local.REPORT).is_file():
+        shutil.copyfile(source / local.REPORT, folder / local.REPORT)
+
+
+def _write_model_files(run: RunRecord, node: NodeRecord, folder: Path, run_id: str, model_id: str) -> None:
+    """MLmodel with the signature, as MLflow's page reads it, and the provenance."""
+    from mlflow.models import Model
+
+    artifact = node.artifact
+    assert artifact is not None
+    flavor = {"format": artifact.format.value, "digest": artifact.digest, "recipe": run.recipe, "node": node.id}
+    model = Model(run_id=run_id, model_id=model_id, flavors={"ioptim": flavor}, signature=_signature(artifact.inputs, artifact.outputs))
+    model.save(str(folder / "MLmodel"))
+    specs = {"inputs": artifact.inputs, "outputs": artifact.outputs}
+    write_json(folder / "signature.json", {role: [spec.model_dump(mode="json") for spec in specs[role]] for role in specs})
+    steps = [
+        {"id": n.id, "step": n.step, "key": n.key, "config": dict(n.config), "digest": n.artifact.digest if n.artifact else None}
+        for n in run.nodes
+        if n.id in {node.id, *_ancestors(run, node)}
+    ]
+    about = {"recipe": run.recipe, "recipe_digest": run.recipe_digest, "git_sha": run.git_sha, "run_id": run.run_id}
+    write_json(folder / "provenance.json", {**about, "hardware": run.hardware.fingerprint, "steps": steps})
+
+
+def _signature(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> ModelSignature | None:
+    """MLflow's signature of tensors; an axis that varies is -1. None where the specs are not known or not NumPy types."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema
+    from mlflow.types import TensorSpec as Spec
+
+    def schema(specs: Sequence[TensorSpec]) -> Schema:
+        return Schema([Spec(np.dtype(s.dtype), tuple(a if isinstance(a, int) else -1 for a in s.shape), s.name) for s in specs])
+
+    try:
+        return ModelSignature(inputs=schema(inputs), outputs=schema(outputs)) if inputs and outputs else None
+    except TypeError:  # bfloat16 and its like: signature.json has it
+        return None
+
+
+def _markdown(table: TableFigure) -> str:
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.rows]
+    lines = ["| " + " | ".join("" if cell is None else str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([f"# {table.title}", "", *lines, ""])
+
+
+# MLflow's limits and places
+
+
+def _cut(values: Mapping[str, str], limit: int) -> dict[str, str]:
+    """Values no longer than MLflow takes; what is cut ends in the number of characters left out (run.json has all of it)."""
+    room = limit - 40
+    return {key: text if len(text) <= limit else f"{text[:room]}… {len(text) - room} characters more" for key, text in values.items()}
+
+
+def _param_key(path: str) -> str:
+    return re.sub(r"[^\w./ -]", "-", path)[:KEY_LIMIT]
+
+
+def _metric_key(name: str) -> str:
+    return re.sub(r"[^\w./: -]", "-", name)[:KEY_LIMIT]
+
+
+def _model_name(text: str) -> str:
+    """MLflow takes no slash, colon, dot, percent or quote in the name of a logged model."""
+    return re.sub(r"[^\w-]", "-", text)
+
+
+def _file_name(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80] or "table"
+
+
+def _milliseconds(iso: str) -> int:
+    return int(datetime.fromisoformat(iso).timestamp() * 1000) if iso else 0
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What MLflow lets through when its store cannot be reached or refuses."""
+    found: list[type[Exception]] = [OSError, sqlite3.Error]
+    try:
+        import requests
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        return tuple(found)
+    return (*found, MlflowException, requests.RequestException, SQLAlchemyError)
+
+
+def _check_answers(uri: str) -> None:
+    """Knock at a server's port before MLflow, which would try for minutes, is let near it.
+
+    Raises:
+        UnavailableError: nothing listens there, or the name is unknown.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise UnavailableError(f"the MLflow server at {uri} cannot be reached: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock; the kernel frees it however this process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _let_readers_beside_a_writer(database: Path) -> None:
+    """Write-ahead logging: four writers at once took 15 s without it and 2 s with it. Kept in the file once set."""
+    with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
