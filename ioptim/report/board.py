@@ -52,6 +52,10 @@ class Board:
             return 1
         return 2 if _HEADLINE.search(metric) else 3
 
+    def tone(self, subject: str) -> str:
+        """The colour class of a subject, the same in every table and chart: t0 to t7 of `style.py`."""
+        return f"t{self.subjects.index(subject) % 8}"
+
     @property
     def latency(self) -> str | None:
         """The metric that a chart of quality against speed has on its axis."""

@@ -12,9 +12,6 @@ from ioptim.report.board import Board
 from ioptim.report.figures import number, seconds, shown
 from ioptim.report.html import Html, el, text
 
-_TONES = 6
-"""Colours of `style.py` for subjects, .t0 to .t5."""
-
 
 def interval(result: GateResult) -> Html | None:
     """The estimate and its interval on a line, the side that passes shaded, the bound marked."""
@@ -65,9 +62,9 @@ def quality_against_latency(board: Board) -> Html | None:
     dots = []
     for (name, x, y), place in zip(points, xs, strict=True):
         share = values[name].get("size_bytes", 0.0) / largest if largest else 0.25
-        tone = board.subjects.index(name) % _TONES
+        tone = board.tone(name)
         said = f"{name}: {shown(quality, y)} at {shown(latency, x)}, {shown('size_bytes', values[name].get('size_bytes'))}"
-        dots.append(el("circle", el("title", said), cx=across(place), cy=down(y), r=6 + 16 * math.sqrt(share), class_=f"bubble t{tone}"))
+        dots.append(el("circle", el("title", said), cx=across(place), cy=down(y), r=6 + 16 * math.sqrt(share), class_=f"bubble {tone}"))
     return el(
         "figure",
         el(
@@ -101,11 +98,11 @@ def blocks(samples: Samples, board: Board) -> Html | None:
     across = _scale(first - pad, last + pad, 150, 620)
     rows = []
     for i, name in enumerate(names):
-        y, tone = 22 + 30 * i, board.subjects.index(name) % _TONES
+        y, tone = 22 + 30 * i, board.tone(name)
         kept = sorted(value for value in samples.values[name] if value is not None and value > 0)
         rows.append(el("text", name if len(name) <= 22 else name[:21] + "…", x=142, y=y + 4, text_anchor="end", class_="label strong"))
         rows.append(el("line", x1=150, x2=620, y1=y, y2=y, class_="grid"))
-        rows += [el("circle", cx=across(math.log10(v)), cy=y, r=4, class_=f"sample t{tone}") for v in kept]
+        rows += [el("circle", cx=across(math.log10(v)), cy=y, r=4, class_=f"sample {tone}") for v in kept]
         middle = kept[len(kept) // 2]
         rows.append(
             el("text", shown(samples.metric.name, middle), x=across(math.log10(middle)), y=y - 9, text_anchor="middle", class_="label")
@@ -171,5 +168,5 @@ def _x_tick(x: float, label: str) -> Html:
 
 
 def _legend(names: Sequence[str], board: Board) -> Html:
-    keys = [el("li", el("span", class_=f"key t{board.subjects.index(name) % _TONES}"), name) for name in names]
+    keys = [el("li", el("span", class_=f"key {board.tone(name)}"), name) for name in names]
     return el("ul", keys, class_="legend")

@@ -84,10 +84,10 @@ class Comparison(Frozen):
         heads = [
             el(
                 "li",
-                el("strong", name),
-                el("p", run.answer, class_=f"{run.tone} answer"),
-                el("p", f"{run.recipe}, {run.started}"),
-                class_="card",
+                el("p", el("strong", name)),
+                el("p", run.answer, class_="answer"),
+                el("p", f"{run.recipe}, {run.started}, hardware {run.hardware}", class_="soft"),
+                class_=f"hero {run.tone}",
             )
             for name, run in zip(names, self.runs, strict=True)
         ]

@@ -30,6 +30,11 @@ def text(*children: Child) -> Html:
     return Html("".join(_child(child) for child in children))
 
 
+def scroll(table: Html, label: str) -> Html:
+    """A wide table scrolls by itself, by keyboard too, and leaves the page as wide as it is."""
+    return el("div", table, class_="scroll", tabindex="0", role="region", aria_label=label)
+
+
 def raw_css(css: str) -> Html:
     """Our own style sheet; the one text that is not escaped."""
     return Html(f"<style>{css}</style>")

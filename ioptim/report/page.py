@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ioptim.core.gate import GateResult, Verdict
-from ioptim.core.metrics import Kind
 from ioptim.core.record import NodeRecord, RunRecord
 from ioptim.core.step import Level, Note, TableFigure
-from ioptim.report import charts
-from ioptim.report.board import Board, boards, samples_of
-from ioptim.report.figures import change, number, seconds, shown, size
-from ioptim.report.html import Child, Html, el, raw_css, text
+from ioptim.report import charts, models
+from ioptim.report.board import boards
+from ioptim.report.figures import number, seconds, shown, size
+from ioptim.report.html import Child, Html, el, raw_css, scroll, text
 from ioptim.report.style import CSS
 from ioptim.report.words import answer, nothing_judged, tolerated, tone, unsafe, without_login
 
@@ -33,7 +32,7 @@ def page(run: RunRecord) -> str:
             _hero(run),
             _callouts(run),
             _section("verdicts", "Verdicts", _verdicts(run)),
-            [_section(f"models-{i}", _board_title(board, found), _board(board, run)) for i, board in enumerate(found)],
+            [_section(f"models-{i}", models.title(board, found), models.side_by_side(board, run)) for i, board in enumerate(found)],
             _section("steps", "Steps", _steps(run)),
             _section("environment", "Hardware and environment", _environment(run)),
             _section("artifacts", "Artifacts", _artifacts(run)),
@@ -128,65 +127,11 @@ def _verdict(result: GateResult) -> Html:
             "div",
             el("p", f"{result.metric} of {result.candidate}{versus}", class_="what"),
             el("p", result.reason),
-            el("p", f"The recipe lets an undecided verdict {result.gate.undecided}.", class_="soft small") if tolerated else None,
+            el("p", f"{let[0].upper()}{let[1:]}.", class_="soft small") if let else None,
         ),
         charts.interval(result),
         class_="verdict",
     )
-
-
-# --- models side by side
-
-
-def _board_title(board: Board, every: Sequence[Board]) -> str:
-    where = f" on {board.target}" if board.target and len(every) > 1 else ""
-    return f"Quality, latency and size against every baseline{where}"
-
-
-def _board(board: Board, run: RunRecord) -> Html:
-    nodes = [node for node in run.nodes if node.target == board.target]
-    timed = [sample for node in nodes for sample in samples_of(node) if sample.kind is Kind.BLOCKS and sample.metric.name == board.latency]
-    rest = [metric for metric in board.metrics if metric not in board.headline]
-    more = el("details", el("summary", el("span", f"{len(rest)} more metrics", class_="id")), el("div", _metric_table(board, rest)))
-    return el(
-        "div",
-        _metric_table(board, board.headline),
-        more if rest else None,
-        charts.quality_against_latency(board),
-        [charts.blocks(sample, board) for sample in timed[:1]],
-        class_="card",
-    )
-
-
-def _metric_table(board: Board, metrics: Sequence[str]) -> Html:
-    """Metrics down, models across; under a baseline's value what the candidate is against it."""
-    single = board.candidates[0] if len(board.candidates) == 1 else None
-    head = [el("th", "metric", scope="col")]
-    for subject in board.subjects:
-        kind = "candidate" if subject in board.candidates else "baseline"
-        head.append(el("th", subject, el("br"), el("span", kind, class_="small"), scope="col"))
-    rows = []
-    for metric in metrics:
-        largest = max((abs(board.values[subject].get(metric, 0.0)) for subject in board.subjects), default=0.0)
-        cells = [_metric_cell(board, metric, subject, single, largest) for subject in board.subjects]
-        rows.append(el("tr", el("th", metric, scope="row"), cells))
-    return _scroll(el("table", el("thead", el("tr", head)), el("tbody", rows), class_="board"), "models side by side")
-
-
-def _metric_cell(board: Board, metric: str, subject: str, single: str | None, largest: float) -> Html:
-    value = board.values[subject].get(metric)
-    if value is None:
-        return el("td", el("span", "–", class_="soft"))
-    tone_of = board.subjects.index(subject) % 6
-    bar = el("span", class_=f"t{tone_of}", style=f"width:{100 * abs(value) / largest:.1f}%") if largest else None
-    told = None
-    if single and subject in board.baselines:
-        moved = change(metric, board.values[single].get(metric), value, board.higher.get(metric))
-        if moved:
-            side = {True: " better", False: " worse", None: ""}[moved.better]
-            told = el("span", f"{single}: {moved.text}", class_=f"delta{side}")
-    kind = "candidate" if subject in board.candidates else "baseline"
-    return el("td", el("span", shown(metric, value), class_="was"), el("span", bar, class_="meter"), told, class_=kind)
 
 
 # --- steps
@@ -242,7 +187,7 @@ def _table(table: TableFigure) -> Html:
         el("tr", [el("td", _cell(table.columns[i], value), class_="num" if numeric[i] else None) for i, value in enumerate(row)])
         for row in table.rows
     ]
-    return text(el("h3", table.title), _scroll(el("table", el("thead", el("tr", head)), el("tbody", rows)), table.title))
+    return text(el("h3", table.title), scroll(el("table", el("thead", el("tr", head)), el("tbody", rows)), table.title))
 
 
 def _cell(column: str, value: str | float | int | None) -> str:
@@ -301,23 +246,25 @@ def _tracking(run: RunRecord) -> Html:
 
 
 def _artifacts(run: RunRecord) -> Html:
-    made = [node for node in run.nodes if node.artifact]
+    """Every model that was made, at the step that made it; a step that only measures passes its model on."""
+    made: dict[str, NodeRecord] = {}
+    for node in run.nodes:
+        if node.artifact:
+            made.setdefault(node.artifact.digest, node)
     if not made:
         return el("p", "No artifact was made.")
-    head = [el("th", name, scope="col") for name in ("step", "from", "format", "size", "sha-256 of its files", "where")]
-    rows = []
-    for node in made:
-        artifact = node.artifact
-        assert artifact is not None
-        cells = [
-            ", ".join(node.parents) or "–",
-            artifact.format.value,
-            size(artifact.size_bytes),
-            el("code", artifact.digest),
-            el("code", artifact.path),
-        ]
-        rows.append(el("tr", el("th", node.id, scope="row"), [el("td", cell) for cell in cells]))
-    return el("div", _scroll(el("table", el("thead", el("tr", head)), el("tbody", rows)), "artifacts"), class_="card")
+    head = [el("th", name, scope="col") for name in ("step", "from", "format", "size", "digest (SHA-256)", "where")]
+    rows = [el("tr", el("th", node.id, scope="row"), [el("td", cell) for cell in _artifact_cells(node)]) for node in made.values()]
+    return el("div", scroll(el("table", el("thead", el("tr", head)), el("tbody", rows)), "artifacts"), class_="card")
+
+
+def _artifact_cells(node: NodeRecord) -> Iterator[Child]:
+    if node.artifact:
+        yield ", ".join(node.parents) or "–"
+        yield node.artifact.format.value
+        yield el("span", size(node.artifact.size_bytes), class_="was")
+        yield el("code", node.artifact.digest)
+        yield el("code", node.artifact.path)
 
 
 def _recipe(run: RunRecord) -> Html:
@@ -351,8 +298,3 @@ def _plain(value: Any) -> Child:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
-
-
-def _scroll(table: Html, label: str) -> Html:
-    """A wide table scrolls by itself, by keyboard too, and leaves the page as wide as it is."""
-    return el("div", table, class_="scroll", tabindex="0", role="region", aria_label=label)

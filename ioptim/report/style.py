@@ -3,10 +3,10 @@
 CSS = """
 :root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--ink:#16191f;--soft:#5c6573;--line:#e1e5ea;--code:#f0f2f5;
 --pass:#12794a;--pass-bg:#e3f5ec;--fail:#b3261e;--fail-bg:#fdeae8;--warn:#8a5a00;--warn-bg:#fdf3dc;--link:#1f5fbf;
---t0:#2563eb;--t1:#8b93a1;--t2:#d97706;--t3:#0d9488;--t4:#9333ea;--t5:#db2777}
+--t0:#2563eb;--t1:#8b93a1;--t2:#d97706;--t3:#0d9488;--t4:#9333ea;--t5:#db2777;--t6:#4d7c0f;--t7:#0e7490}
 @media(prefers-color-scheme:dark){:root{--bg:#0f1216;--card:#171b21;--ink:#e8ebf0;--soft:#9aa4b2;--line:#2a313b;--code:#1f252d;
 --pass:#5bd39a;--pass-bg:#12301f;--fail:#ff8a80;--fail-bg:#3a1816;--warn:#f0bd5b;--warn-bg:#352608;--link:#7fb2ff;
---t0:#6ea0ff;--t1:#8b93a1;--t2:#f5a94a;--t3:#3fc9b8;--t4:#c08bff;--t5:#ff7fb8}}
+--t0:#6ea0ff;--t1:#8b93a1;--t2:#f5a94a;--t3:#3fc9b8;--t4:#c08bff;--t5:#ff7fb8;--t6:#a3c957;--t7:#5cc8e0}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 Inter,ui-sans-serif,system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif;font-variant-numeric:tabular-nums;-webkit-text-size-adjust:100%}
@@ -32,8 +32,8 @@ pre.wrap{white-space:pre-wrap;overflow-wrap:anywhere}
 .callout p{margin:.15em 0}
 .verdicts{display:grid;gap:12px;margin:0;padding:0;list-style:none}
 .verdict{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:16px 18px;display:grid;
-grid-template-columns:112px minmax(0,1fr) minmax(0,340px);gap:6px 20px;align-items:center}
-.verdict p{margin:0;overflow-wrap:anywhere}.verdict .what{font-weight:600}
+grid-template-columns:124px minmax(0,1fr) minmax(0,340px);gap:6px 20px;align-items:center}
+.verdict .badge{font-size:1.02rem;padding:.3em .95em}.verdict p{margin:0;overflow-wrap:anywhere}.verdict .what{font-weight:600}
 .badge{display:inline-block;border-radius:999px;padding:.16em .75em;font-weight:650;font-size:.84rem;white-space:nowrap;
 background:var(--code);color:var(--soft)}
 .badge.pass,.badge.passed{background:var(--pass-bg);color:var(--pass)}
@@ -80,8 +80,9 @@ svg text{font-family:inherit}.label{fill:var(--soft);font-size:12px}.label.stron
 .bubble{fill-opacity:.32;stroke-width:2}.sample{fill-opacity:.5}
 .t0{fill:var(--t0);stroke:var(--t0)}.t1{fill:var(--t1);stroke:var(--t1)}.t2{fill:var(--t2);stroke:var(--t2)}
 .t3{fill:var(--t3);stroke:var(--t3)}.t4{fill:var(--t4);stroke:var(--t4)}.t5{fill:var(--t5);stroke:var(--t5)}
+.t6{fill:var(--t6);stroke:var(--t6)}.t7{fill:var(--t7);stroke:var(--t7)}
 .sample{stroke:none}span.t0{background:var(--t0)}span.t1{background:var(--t1)}span.t2{background:var(--t2)}
-span.t3{background:var(--t3)}span.t4{background:var(--t4)}span.t5{background:var(--t5)}
+span.t3{background:var(--t3)}span.t4{background:var(--t4)}span.t5{background:var(--t5)}span.t6{background:var(--t6)}span.t7{background:var(--t7)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 20px;margin:6px 0;padding:0;font-size:.88rem}
 .key{display:inline-block;width:11px;height:11px;border-radius:50%;margin-right:8px}
 footer{margin-top:48px;color:var(--soft);font-size:.84rem}
@@ -89,7 +90,12 @@ footer{margin-top:48px;color:var(--soft);font-size:.84rem}
 .verdict{grid-template-columns:minmax(0,1fr)}dl{grid-template-columns:minmax(0,1fr);gap:0}dd{margin-bottom:8px}
 .bars li{grid-template-columns:minmax(0,1fr) auto;gap:2px 10px}.bars .track{grid-column:1/-1;grid-row:2}
 summary .end{margin-left:0;width:100%}.card,details>div,summary{padding-left:12px;padding-right:12px}
-svg.chart{min-width:480px}figure{overflow-x:auto}}
+svg.chart{min-width:480px}figure{overflow-x:auto}
+.board thead{position:absolute;left:-99em}.board,.board tbody{display:block}
+.board tr{display:grid;grid-template-columns:repeat(auto-fit,minmax(96px,1fr));border-bottom:1px solid var(--line);padding:8px 0}
+.board th,.board td{border:0;padding:2px 10px 2px 0;min-width:0}.board th{grid-column:1/-1}
+.board td::before{content:attr(data-label);display:block;color:var(--soft);font-size:.78rem;overflow-wrap:anywhere}
+.board .delta{white-space:normal}}
 @media print{:root{--bg:#fff}body{font-size:10.5pt}main{max-width:none;padding:0}details::details-content{content-visibility:visible;
 block-size:auto}.verdict,.card,tr,figure{break-inside:avoid}pre{max-height:none;white-space:pre-wrap}.scroll{overflow:visible}}
 """

@@ -26,8 +26,8 @@ def answer(run: RunRecord) -> str:
         return "Finished: no gate was asked, nothing was judged"
     if run.status is Status.GATE_FAILED:
         return "Gate failed" + judged(run)
-    undecided = any(gate.verdict is Verdict.UNDECIDED for gate in run.gates)
-    return "Passed" + (judged(run) if undecided else f": {_all(len(run.gates))}")
+    decided = all(gate.verdict is Verdict.PASS for gate in run.gates)
+    return f"Passed: {_all(len(run.gates))}" if decided else "Passed" + judged(run)
 
 
 def judged(run: RunRecord) -> str:

@@ -247,7 +247,7 @@ def errored(folder: Path) -> RunRecord:
         "notes": (),
         "seconds": 0.0,
     }
-    nodes = run.nodes[:2] + (run.nodes[2].model_copy(update=broken),) + tuple(each.model_copy(update=left) for each in run.nodes[3:])
+    nodes = (*run.nodes[:2], run.nodes[2].model_copy(update=broken), *(each.model_copy(update=left) for each in run.nodes[3:]))
     return run.model_copy(update={"nodes": nodes, "status": Status.ERROR, "exit_code": ExitCode.STEP})
 
 
@@ -290,3 +290,21 @@ def hostile(folder: Path) -> RunRecord:
             "tracking": TrackingState(state="pending", url="javascript:alert(1)", problem=evil, uri=evil),
         }
     )
+
+
+def several(folder: Path) -> RunRecord:
+    """Three candidates of three runtimes in one comparison, a baseline in fp32 for each."""
+    run = passed(folder)
+    rng = random.Random(5)
+    figures = {"compile-ort": (1.04, 0.883, 2.3e7), "compile-openvino": (1.5, 0.881, 2.4e7), "compile-torch": (7.1, 0.8865, 9.1e7)}
+    fp32 = {f"runtime-fp32@{name}": (ms, 0.8865, 9.1e7) for name, ms in (("ort", 2.9), ("openvino", 2.7), ("torch", 7.9))}
+    subjects = {"source": (7.9, 0.8865, 9.1e7), **fp32, **figures}
+    quality = {name: {"accuracy": accuracy} for name, (_, accuracy, _) in subjects.items()}
+    speed = {name: {"latency_p50_ms": ms, "size_bytes": size} for name, (ms, _, size) in subjects.items()}
+    blocks = {name: tuple(ms * rng.lognormvariate(0, 0.04) for _ in range(12)) for name, (ms, _, _) in subjects.items()}
+    timing = Samples(metric=LATENCY, kind=Kind.BLOCKS, values=blocks)
+    write_samples(folder / "benchmark", (timing,))
+    gates = judge(Gate(metric="latency_p50_ms", min_speedup=1.2), [timing], list(figures))
+    changed = {"validate": {"subjects": quality, "gates": ()}, "benchmark": {"subjects": speed, "gates": gates}}
+    nodes = tuple(each.model_copy(update=changed.get(each.id, {})) for each in run.nodes)
+    return run.model_copy(update={"nodes": nodes, "status": Status.GATE_FAILED, "exit_code": ExitCode.GATE})

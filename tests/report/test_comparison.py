@@ -1,0 +1,60 @@
+"""Runs side by side."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+from ioptim.core.record import RunRecord
+from ioptim.report import compare
+
+
+def pair(records: ModuleType, folder: Path) -> list[RunRecord]:
+    first, second = records.passed(folder / "1"), records.gate_failed(folder / "2")
+    return [first, second.model_copy(update={"run_id": "second", "environment": {**first.environment, "onnxruntime": "1.30.0"}})]
+
+
+def test_text(records: ModuleType, tmp_path: Path) -> None:
+    text = compare(pair(records, tmp_path)).to_text()
+    assert "[2] second  Gate failed: 1 of 4 gates failed, 1 undecided, 2 passed  (54.3 s)\n" in text
+    assert "  candidate latency_p50_ms      1.04 ms   1.31 ms (1.26× slower)\n" in text
+    assert "  candidate accuracy            0.883     0.8406 (−0.0424)\n" in text
+    assert "pass 0.00344 [−0.005922, 0.01346]  fail 0.04587 [0.03145, 0.06321]\n" in text
+    assert "  library onnxruntime  1.31.1  1.30.0" in text
+    assert "library torch" not in text and "warning" not in text
+
+
+def test_json(records: ModuleType, tmp_path: Path) -> None:
+    document = json.loads(json.dumps(compare(pair(records, tmp_path)).to_json()))
+    assert [run["tone"] for run in document["runs"]] == ["good", "bad"]
+    row = next(row for row in document["metrics"] if row["metric"] == "size_bytes")
+    assert (row["subject"], row["values"], row["higher_is_better"]) == ("candidate", [22972869.0, 22972869.0], False)
+    assert document["verdicts"][0]["verdicts"][1]["verdict"] == "fail"
+
+
+def test_html_escapes_and_fetches_nothing(records: ModuleType, tmp_path: Path) -> None:
+    html = compare([records.passed(tmp_path / "1"), records.hostile(tmp_path / "2")]).to_html()
+    assert "<script>" not in html and "<img" not in html
+    assert "2 runs side by side" in html
+
+
+def test_other_hardware_is_said(records: ModuleType, tmp_path: Path) -> None:
+    first, second = pair(records, tmp_path)
+    other = second.model_copy(update={"hardware": second.hardware.model_copy(update={"cpu_model": "Other"})})
+    text = compare([first, other]).to_text()
+    assert "warning: the runs were made on different hardware: their times and throughputs do not compare" in text
+    assert "Other" in text
+
+
+def test_runs_with_other_candidates_keep_their_names_and_gaps(records: ModuleType, tmp_path: Path) -> None:
+    text = compare([records.passed(tmp_path / "1"), records.several(tmp_path / "2")]).to_text()
+    assert "  compile-ort latency_p50_ms" in text
+    assert re.search(r"  compile-ort latency_p50_ms +– +1.04 ms", text)
+
+
+def test_a_run_that_measured_nothing(records: ModuleType, tmp_path: Path) -> None:
+    text = compare([records.passed(tmp_path / "1"), records.errored(tmp_path / "2")]).to_text()
+    assert "measured no model" in text
+    assert "  candidate accuracy" in text
