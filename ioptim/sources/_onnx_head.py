@@ -6,12 +6,13 @@ Encoding: https://protobuf.dev/programming-guides/encoding/
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
 _VARINT, _BYTES = 0, 2
 _KINDS = {1: _VARINT, 5: _VARINT} | dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), _BYTES)
-_GRAPH = 7
+_VERSION, _GRAPH = 1, 7
 
 
 class NotOnnxError(ValueError):
@@ -27,7 +28,7 @@ def check_onnx(path: Path) -> None:
     size = path.stat().st_size
     if size == 0:
         raise NotOnnxError(f"{path} is empty")
-    seen = set()
+    seen: set[int] = set()
     with path.open("rb") as file:
         while file.tell() < size:
             try:
@@ -37,12 +38,11 @@ def check_onnx(path: Path) -> None:
                     raise NotOnnxError(f"{path} is not an ONNX file: {_looks_like(path)}")
                 length = _varint(file)
             except EOFError as error:
-                raise NotOnnxError(_cut_off(path, size)) from error
+                raise NotOnnxError(_ended(path, size, seen)) from error
             seen.add(field)
             if kind == _BYTES:
                 if file.tell() + length > size:
-                    # A text may by chance begin like a model; a model says its version first.
-                    raise NotOnnxError(_cut_off(path, size) if 1 in seen else f"{path} is not an ONNX file: {_looks_like(path)}")
+                    raise NotOnnxError(_ended(path, size, seen))
                 file.seek(length, 1)
     if _GRAPH not in seen:
         raise NotOnnxError(f"{path} is not an ONNX file: it holds no graph")
@@ -60,7 +60,10 @@ def _varint(file: BinaryIO) -> int:
     return value
 
 
-def _cut_off(path: Path, size: int) -> str:
+def _ended(path: Path, size: int, seen: Collection[int]) -> str:
+    """A model says its version first; what has not done so only began like one by chance."""
+    if _VERSION not in seen:
+        return f"{path} is not an ONNX file: {_looks_like(path)}"
     return f"{path} is truncated: the model goes on after the {size:,} bytes that the file has. Copy or download it again"
 
 

@@ -117,7 +117,7 @@ def _json_objects(path: Path, broken: list[str]) -> Iterator[tuple[int, dict[str
             if not text.strip():
                 continue
             try:
-                value = json.loads(text)
+                value = json.loads(text.rstrip("\r\n"))
             except json.JSONDecodeError as error:
                 broken.append(f"line {line} is not JSON: {error.msg} (column {error.colno})")
                 continue

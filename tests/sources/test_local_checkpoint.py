@@ -20,7 +20,7 @@ from ioptim.tasks.text_classification import TextClassification
 Checkpoint = Callable[..., Path]
 
 
-def source(path: Path | str, base: Path = Path("."), root: Path | None = None, **options: Any) -> ModelSource:
+def source(path: Path | str, base: Path = Path(), root: Path | None = None, **options: Any) -> ModelSource:
     return model_source(ModelSpec(source=str(path), **options), base, root)
 
 

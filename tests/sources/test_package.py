@@ -19,7 +19,7 @@ Checkpoint = Callable[..., Path]
 
 
 def source(name: str) -> ModelSource:
-    return model_source(ModelSpec(source=name), Path("."), None)
+    return model_source(ModelSpec(source=name), Path(), None)
 
 
 @pytest.fixture
