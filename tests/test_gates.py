@@ -54,7 +54,7 @@ def test_a_drop_well_inside_passes() -> None:
     assert result.verdict is Verdict.PASS
     assert result.reason == (
         "accuracy of int8 fell by 0.00344 against source (0.8865 to 0.883;"
-        " 95 % interval of the drop -0.00592 to 0.0135, 872 rows): inside max_drop 0.02"
+        " 95 % interval of the drop -0.0059 to 0.0135, 872 rows): inside max_drop 0.02"
     )
     assert (result.n, result.candidate, result.baseline) == (872, "int8", "source")
     assert result.candidate_value == pytest.approx(770 / 872)

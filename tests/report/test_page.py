@@ -115,6 +115,13 @@ def test_what_was_made_of_what_where_and_how_to_get_it_again(records: ModuleType
     assert "secret" not in text
 
 
+def test_an_artifact_is_listed_once_at_the_step_that_made_it(records: ModuleType, tmp_path: Path) -> None:
+    text = read(records.passed(tmp_path), tmp_path).text
+    listed = text[text.index("Artifacts") : text.index("Recipe, and how")]
+    assert [listed.count(digest * 64) for digest in "abcd"] == [1, 1, 1, 1]
+    assert f"quantize export onnx 22.97 MB {'c' * 64}" in listed
+
+
 def test_an_error_is_shown_with_the_end_of_its_output(records: ModuleType, tmp_path: Path) -> None:
     run = records.errored(tmp_path)
     text = read(run, tmp_path).text
