@@ -25,7 +25,7 @@ class Subject:
         rows = min(examples, self.feeds * self.batch_size)
         self.position = 0
         self.calls.append(["prepare", argument])
-        return {"examples": examples, "feeds": self.feeds, "rows": rows, "padding": self.model.get("padding", argument["padding"])}
+        return {"examples": examples, "feeds": self.feeds, "rows": rows}
 
     def block(self, argument: dict[str, Any]) -> list[float]:
         """Feed i of a pass takes longer than the one before, and the first call after a pause ten times as long."""

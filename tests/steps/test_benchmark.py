@@ -210,10 +210,13 @@ def test_models_that_get_other_feeds_are_not_compared(tmp_path: Path) -> None:
         measure(QUICK, tmp_path / "out", candidates, baselines)
 
 
-def test_padding_that_did_not_happen_is_an_error(tmp_path: Path) -> None:
+def test_feeds_are_asked_for_as_the_recipe_says(tmp_path: Path) -> None:
     step = QUICK.model_copy(update={"padding": "max_length"})
-    with pytest.raises(StepError, match=r"^compile: the rows were padded as 'natural', not 'max_length'$"):
-        measure(step, tmp_path / "out", {"compile": artifact(tmp_path / "m", seconds=0.001, padding="natural")}, {})
+    outcome, _ = measure(step, tmp_path / "out", {"compile": artifact(tmp_path / "m", seconds=0.001)}, {})
+    prepared = [call[1] for call in outcome.facts["subjects"]["compile"]["calls"] if call[0] == "prepare"]
+    assert {feeds["padding"] for feeds in prepared} == {"max_length"}
+    assert [feeds["batch_size"] for feeds in prepared] == [1, 1, 2]
+    assert outcome.facts["padding"] == "max_length"
 
 
 def test_a_scenario_that_takes_too_long_ends_early_and_says_so(tmp_path: Path) -> None:
