@@ -19,6 +19,7 @@ from ioptim.errors import StepError, UnavailableError
 from ioptim.onnx_graph import PROTOBUF_LIMIT_BYTES, count_ops, fuse_transformer, load_graph
 from ioptim.runtimes import _onnx_report as report
 from ioptim.runtimes._device import gpu_index, gpu_objections, is_gpu, threads_of
+from ioptim.runtimes._double import write_double
 from ioptim.runtimes._onnx_session import OnnxSession, create, library, nodes_by_provider, random_feed, run
 
 if TYPE_CHECKING:
@@ -157,23 +158,16 @@ class OnnxRuntime(Runtime):
         import tempfile
 
         import numpy as np
-        import onnx
-        from onnx import TensorProto, helper
 
-        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy")
-        two = helper.make_tensor("two", TensorProto.FLOAT, [1], [2.0])
-        graph = helper.make_graph([helper.make_node("Mul", ["x", "two"], ["y"])], "double", [x], [y], [two])
-        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         with tempfile.TemporaryDirectory() as folder:
-            onnx.save_model(proto, f"{folder}/{ENTRY}")
-            (compiled := Path(folder) / "compiled").mkdir()
-            model = ModelArtifact(path=Path(folder), format=Format.ONNX, entry=ENTRY)
-            written = self.compile(model, target, compiled).written
+            model = write_double(Path(folder))
+            (out := Path(folder) / "compiled").mkdir()
+            written = self.compile(model, target, out).written
             assert written is not None
-            session = self.open(model.model_copy(update={"path": compiled, "facts": written.facts}), target)
-            values = session.run({"x": np.array([1, 2, 3], np.float32)})["y"]
+            session = self.open(model.model_copy(update={"path": out, "facts": written.facts}), target)
+            values = session.run({"x": np.array([[1, 2, 3]], np.float32)})["y"]
             session.close()
-        return [float(value) for value in values]
+        return [float(value) for value in values[0]]
 
     # Fusions
 
