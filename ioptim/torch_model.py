@@ -15,6 +15,7 @@ import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,20 @@ def named_outputs(result: Any, outputs: Sequence[TensorSpec] = ()) -> dict[str, 
 # transformers checkpoints
 
 
-def _from_transformers(model: ModelArtifact, loader: Mapping[str, Any], attention: str | None) -> torch.nn.Module:
+@dataclass(frozen=True)
+class Loaded:
+    """A transformers module, and the names by which it and its file differ without harm.
+
+    `unused` are tensors of a head that the module does not have, `missing` those of a pooler that the file lacks and nobody reads.
+    """
+
+    module: torch.nn.Module
+    unused: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def load_checkpoint(model: ModelArtifact, loader: Mapping[str, Any], attention: str | None = "eager") -> Loaded:
+    """As `load_module`, for the loader `transformers` alone; also says what of the file was not used."""
     try:
         import transformers
     except ImportError as error:
@@ -146,7 +160,11 @@ def _from_transformers(model: ModelArtifact, loader: Mapping[str, Any], attentio
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError) as error:
         raise StepError(f"{loader['auto_class']} cannot load {model.path}: {_one_line(error)}") from error
     _require_match(model, loader, module, info)
-    return module  # type: ignore[no-any-return]
+    return Loaded(module.eval(), tuple(sorted(info["unexpected_keys"])), tuple(sorted(info["missing_keys"])))
+
+
+def _from_transformers(model: ModelArtifact, loader: Mapping[str, Any], attention: str | None) -> torch.nn.Module:
+    return load_checkpoint(model, loader, attention).module
 
 
 def _require_match(model: ModelArtifact, loader: Mapping[str, Any], module: Any, info: Mapping[str, Any]) -> None:

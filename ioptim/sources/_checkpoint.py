@@ -21,7 +21,7 @@ from ioptim.sources._assets import TOKENIZER, assets_in, copy_assets
 from ioptim.sources._pickle import convert, pickles_in, refusal
 from ioptim.sources._probe import probe
 from ioptim.sources._safetensors import Header, NotSafetensorsError, merge, read_header
-from ioptim.torch_model import input_names, load_module
+from ioptim.torch_model import Loaded, input_names, load_checkpoint
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -188,16 +188,17 @@ class Checkpoint:
         loader = {"kind": "transformers", "auto_class": task.auto_class, "remote_code": bool(self._code)}
         draft = ModelArtifact(path=folder, format=Format.TORCH, entry=WEIGHTS, facts={"loader": loader})
         try:
-            module = load_module(draft)
+            loaded = load_checkpoint(draft, loader)
         except StepError as error:  # named by the user's own folder, not by the copy
             raise StepError(str(error).replace(str(folder), str(self.folder))) from error
+        module: Any = loaded.module
         config = module.config.to_dict()
         inputs, outputs = probe(module, task, _input_names(module, config), draft, _image_shape(config))
         if inputs[0].name == "input_ids" and not set(TOKENIZER) & set(assets):
             raise StepError(f"{self.folder} has no tokenizer: expected tokenizer.json beside {CONFIG}")
         facts = {"loader": loader, **_facts(config, module, task)}
         written = Written(format=Format.TORCH, entry=WEIGHTS, inputs=inputs, outputs=outputs, assets=assets, facts=facts)
-        all_notes = (*notes, *self._allowed(), *_differences(read_header(folder / WEIGHTS), facts["parameters"], task))
+        all_notes = (*notes, *self._allowed(), *_differences(read_header(folder / WEIGHTS), loaded, task))
         return Outcome(written=written, metrics={"parameters": float(facts["parameters"])}, notes=all_notes)
 
     def _copy_weights(self, folder: Path) -> None:
@@ -231,19 +232,21 @@ def _facts(config: Mapping[str, Any], module: Any, task: Task) -> dict[str, Any]
     return facts
 
 
-def _differences(header: Header, parameters: int, task: Task) -> list[Note]:
-    """What the loaded module has otherwise than the file: another precision, a head that this task does not use."""
+def _differences(header: Header, loaded: Loaded, task: Task) -> list[Note]:
+    """What the module has otherwise than the file; loading has refused whatever matters."""
     notes = []
     other = sorted(header.float_dtypes - {"F32"})
     if other:
         notes.append(Note(text=f"the weights are stored as {', '.join(other)} and run in float32"))
-    if parameters < header.parameters:
-        unused = header.parameters - parameters
-        notes.append(Note(text=f"{unused:,} of the checkpoint's {header.parameters:,} parameters are not used for {task.task}"))
-    if parameters > header.parameters:
-        extra = parameters - header.parameters
-        notes.append(Note(text=f"the module has {extra:,} parameters that the checkpoint lacks and {task.task} does not read (a pooler)"))
+    if loaded.unused:
+        notes.append(Note(text=f"{len(loaded.unused)} tensors of the checkpoint are not used for {task.task}: {_some(loaded.unused)}"))
+    if loaded.missing:
+        notes.append(Note(text=f"the checkpoint has no {_some(loaded.missing)}; {task.task} does not read them"))
     return notes
+
+
+def _some(names: Sequence[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _image_shape(config: Mapping[str, Any]) -> tuple[int, int, int] | None:

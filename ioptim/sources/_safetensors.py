@@ -36,14 +36,9 @@ class Header:
         return {name: tuple(tensor["shape"]) for name, tensor in self.tensors.items()}
 
     @property
-    def parameters(self) -> int:
-        """Number of values in the floating tensors (a tensor that two layers share is there once; indices do not count)."""
-        return sum(prod(tensor["shape"]) for tensor in self.tensors.values() if _is_float(tensor["dtype"]))
-
-    @property
     def float_dtypes(self) -> frozenset[str]:
         """How the floating tensors are stored: F32, F16, BF16, F8_E4M3."""
-        return frozenset(tensor["dtype"] for tensor in self.tensors.values() if _is_float(tensor["dtype"]))
+        return frozenset(tensor["dtype"] for tensor in self.tensors.values() if tensor["dtype"].startswith(("F", "BF")))
 
 
 def read_header(path: Path) -> Header:
@@ -92,10 +87,6 @@ def merge(shards: Sequence[Path], out: Path) -> None:
             with shard.open("rb") as part:
                 part.seek(header.start)
                 shutil.copyfileobj(part, file, 1 << 20)
-
-
-def _is_float(dtype: str) -> bool:
-    return dtype.startswith(("F", "BF"))
 
 
 def _other_kind(path: Path, size: int, length: int) -> str:

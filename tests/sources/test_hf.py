@@ -203,3 +203,14 @@ def test_several_configurations(cache: Path) -> None:
         "hf:org/glue has the split 'train' in 2 folders; choose one: hf:org/glue/cola, hf:org/glue/sst2"
     ]
     assert data("hf:org/glue/sst2", split="train").read().columns == {"text": ["sst2"]}
+
+
+@pytest.mark.integration
+def test_a_cached_model_is_copied_and_its_commit_noted(cache: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(tiny_bert, tmp_path / "copy")
+    linked(cache, "models--org--name", tmp_path / "copy")
+    outcome = model("hf:org/name").fetch(tmp_path / "out", FeatureExtraction())
+    assert outcome.notes[0].text == f"hf:org/name@main is commit {COMMIT}; it came from the cache"
+    assert not any(path.is_symlink() for path in (tmp_path / "out" / "model").iterdir())

@@ -15,6 +15,7 @@ from ioptim.core.source import ModelSource, ModelSpec
 from ioptim.errors import PlanError, StepError
 from ioptim.sources import model_source
 from ioptim.tasks.feature_extraction import FeatureExtraction
+from ioptim.tasks.image_classification import ImageClassification
 from ioptim.tasks.text_classification import TextClassification
 
 Checkpoint = Callable[..., Path]
@@ -182,34 +183,6 @@ def test_a_path_outside_the_root(checkpoint: Checkpoint, tmp_path: Path) -> None
 # On real libraries
 
 
-@pytest.fixture(scope="module")
-def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT classifier with two layers of width 32, three labels and a tokenizer of a few words."""
-    pytest.importorskip("transformers")
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification
-
-    folder = tmp_path_factory.mktemp("tiny-bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a", "very"]
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=24,
-        id2label={0: "bad", 1: "neutral", 2: "good"},
-    )
-    torch.manual_seed(0)
-    BertForSequenceClassification(config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
-
-
 def fetched(path: Path, out: Path, task: Any, **options: Any) -> tuple[ModelArtifact, list[str]]:
     outcome = source(path, **options).fetch(out, task)
     assert outcome.written is not None
@@ -239,8 +212,37 @@ def test_a_classifier_is_written_with_its_tokenizer_labels_and_specs(tiny_bert: 
 def test_an_encoder_from_a_classifier_says_what_it_leaves_out(tiny_bert: Path, tmp_path: Path) -> None:
     model, notes = fetched(tiny_bert, tmp_path, FeatureExtraction())
     assert [(s.name, s.shape) for s in model.outputs] == [("last_hidden_state", ("batch", "sequence", 32))]
-    total = model.facts["parameters"] + 3 * 32 + 3
-    assert notes == [f"99 of the checkpoint's {total:,} parameters are not used for feature-extraction"]
+    assert notes == ["2 tensors of the checkpoint are not used for feature-extraction: classifier.bias, classifier.weight"]
+
+
+@pytest.mark.integration
+def test_a_masked_language_model_has_no_pooler_and_needs_none(tiny_bert: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    folder = tmp_path / "mlm"
+    shutil.copytree(tiny_bert, folder)
+    BertForMaskedLM(BertConfig.from_pretrained(tiny_bert)).save_pretrained(folder)
+    _, notes = fetched(folder, tmp_path / "out", FeatureExtraction())
+    assert notes == [
+        "5 tensors of the checkpoint are not used for feature-extraction: cls.predictions.bias,"
+        " cls.predictions.transform.LayerNorm.bias, cls.predictions.transform.LayerNorm.weight,"
+        " cls.predictions.transform.dense.bias and 1 more",
+        "the checkpoint has no pooler.dense.bias, pooler.dense.weight; feature-extraction does not read them",
+    ]
+
+
+@pytest.mark.integration
+def test_a_vision_checkpoint_says_the_size_of_its_images(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    folder = tmp_path / "vit"
+    ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, num_labels=5, **sizes)).save_pretrained(folder)
+    model, notes = fetched(folder, tmp_path / "out", ImageClassification())
+    assert [(s.name, s.shape) for s in model.inputs] == [("pixel_values", ("batch", 3, 16, 16))]
+    assert [(s.name, s.shape) for s in model.outputs] == [("logits", ("batch", 5))]
+    assert notes == []
 
 
 @pytest.mark.integration
@@ -325,3 +327,30 @@ def test_a_checkpoint_without_a_tokenizer(tiny_bert: Path, tmp_path: Path) -> No
     with pytest.raises(StepError) as caught:
         source(folder).fetch(tmp_path / "out", TextClassification())
     assert str(caught.value) == f"{folder} has no tokenizer: expected tokenizer.json beside config.json"
+
+
+@pytest.mark.integration
+def test_code_that_is_allowed_is_run_and_noted(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "remote"
+    shutil.copytree(tiny_bert, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForSequenceClassification": "modeling_own.OwnClassifier"}
+    (folder / "config.json").write_text(json.dumps(config))
+    code = "from transformers import BertForSequenceClassification\n\n\nclass OwnClassifier(BertForSequenceClassification):\n    pass\n"
+    (folder / "modeling_own.py").write_text(code)
+    model, notes = fetched(folder, tmp_path / "out", TextClassification(), allow_remote_code=True)
+    assert model.facts["loader"]["remote_code"] is True
+    assert "modeling_own.py" in model.files
+    assert notes == ["allow_remote_code: the checkpoint's own modeling_own.py was run"]
+
+
+@pytest.mark.integration
+def test_weights_in_half_precision_run_in_float32_and_that_is_noted(tiny_bert: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tmp_path / "half"
+    shutil.copytree(tiny_bert, folder)
+    AutoModelForSequenceClassification.from_pretrained(tiny_bert).half().save_pretrained(folder)
+    model, notes = fetched(folder, tmp_path / "out", TextClassification())
+    assert model.outputs[0].dtype == "float32"
+    assert notes == ["the weights are stored as F16 and run in float32"]

@@ -23,7 +23,6 @@ def test_header(tmp_path: Path, safetensors: Write) -> None:
     path.write_bytes(safetensors({"a": (2, 3), "b": (5,)}))
     header = read_header(path)
     assert header.shapes == {"a": (2, 3), "b": (5,)}
-    assert header.parameters == 11
     assert header.float_dtypes == {"F32"}
 
 
