@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     AnyRuntime = Runtime
     AnyTask = Task
 else:
-    AnyStep = Annotated[tuple(WRITABLE_STEPS.values()), Field(discriminator="step")]
-    AnyRuntime = Annotated[tuple(RUNTIMES.values()), Field(discriminator="runtime")]
-    AnyTask = Annotated[tuple(TASKS.values()), Field(discriminator="task")]
+    AnyStep = Annotated[Union[tuple(WRITABLE_STEPS.values())], Field(discriminator="step")]
+    AnyRuntime = Annotated[Union[tuple(RUNTIMES.values())], Field(discriminator="runtime")]
+    AnyTask = Annotated[Union[tuple(TASKS.values())], Field(discriminator="task")]
 
 
 class RecipeTarget(Target):
