@@ -354,3 +354,23 @@ def test_weights_in_half_precision_run_in_float32_and_that_is_noted(tiny_bert: P
     model, notes = fetched(folder, tmp_path / "out", TextClassification())
     assert model.outputs[0].dtype == "float32"
     assert notes == ["the weights are stored as F16 and run in float32"]
+
+
+@pytest.mark.integration
+def test_the_command_that_converts_a_pickle_works(tiny_bert: Path, tmp_path: Path) -> None:
+    import shlex
+    import subprocess
+    import sys
+
+    import torch
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "pickle"
+    shutil.copytree(tiny_bert, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    (objection,) = source(folder).check()
+    command = shlex.split(objection[objection.index("python -c") : objection.rindex('"') + 1])
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    assert source(folder).check() == []
+    assert load_file(folder / "model.safetensors").keys() == load_file(tiny_bert / "model.safetensors").keys()
