@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ioptim.onnx_graph import load_graph, save_graph
 from ioptim.steps import _outputs
-from ioptim.steps.quantize.layers import choose, find_layers, judge, name_nodes
+from ioptim.steps.quantize.layers import COMPUTED, choose, find_layers, judge, name_nodes
 from ioptim.steps.quantize.made import Made
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ def make(step: Quantize, model: ModelArtifact, ctx: Context, out: Path, scratch:
     reference = _outputs.run_onnx(model.model_path, feeds, ctx.hardware.threads)
     graph = load_graph(model.model_path)
     name_nodes(graph)
-    layers = find_layers(graph)
+    # A product of two computed values has no weight to convert: it follows its inputs.
+    layers = [layer for layer in find_layers(graph) if layer.why != COMPUTED]
     layers = choose(layers, {layer.kind for layer in layers}, step.exclude_nodes)
     ctx.progress(0.3, "converting to float16")
-    kept = [layer.name for layer in layers if not layer.quantized and layer.weight]
+    kept = [layer.name for layer in layers if not layer.quantized]
     made = convert_float_to_float16(graph, keep_io_types=True, node_block_list=kept)
     save_graph(made, out / ENTRY)
     ctx.progress(0.8, "comparing outputs")

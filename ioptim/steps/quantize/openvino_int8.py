@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ ENTRY = "model.xml"
 
 WEIGHT_PORT = {"MatMul": 1, "Convolution": 1, "GroupConvolution": 1, "ConvolutionBackpropData": 1, "Gather": 0}
 """OpenVINO operators that hold a model's weights, and the port the weight comes in by."""
+
+INT8, FLOAT = "int8", "float"
+"""What a weight is stored as, kept in `Layer.weight`."""
 
 PASSING = ("Convert", "FakeQuantize", "Multiply", "Subtract", "Reshape", "Transpose")
 """What may stand between a weight and its layer."""
@@ -58,7 +62,8 @@ def make(step: Quantize, model: ModelArtifact, ctx: Context, out: Path, scratch:
     ctx.progress(0.9, "comparing outputs")
     outputs = _outputs.run_openvino(out / ENTRY, feeds)
     done = {layer.name: layer for layer in _find(made)}
-    judged = [_judged(layer, done) for layer in layers]
+    products = _quantized_products(made)
+    judged = [_judged(layer, done, products) for layer in layers]
     metrics = {"calibration_samples": float(sum(len(next(iter(feed.values()))) for feed in reading))}
     return Made(ENTRY, judged, reference, outputs, tuple(notes), metrics)
 
@@ -86,7 +91,7 @@ def _find(graph: Any) -> list[Layer]:
         if weight is None and kind == "Gather":
             continue
         why = "" if weight is not None else COMPUTED
-        layers.append(Layer(node.get_friendly_name(), kind, "int8" if low else "float", why))
+        layers.append(Layer(node.get_friendly_name(), kind, INT8 if low else FLOAT, why))
     return layers
 
 
@@ -101,12 +106,27 @@ def _weight(node: Any, port: int) -> tuple[Any, bool]:
     return current, low or current.get_output_element_type(0).bitwidth == 8
 
 
-def _judged(layer: Layer, done: dict[str, Layer]) -> Layer:
-    if layer.why:
-        return layer
+def _judged(layer: Layer, done: dict[str, Layer], products: set[str]) -> Layer:
+    """`products` are the layers of two computed values that NNCF quantized on both sides."""
+    if layer.why == COMPUTED and layer.name in products:
+        return replace(layer, why="")
     after = done.get(layer.name)
-    why = "" if after is not None and after.weight == "int8" else LEFT
-    return Layer(layer.name, layer.kind, layer.weight, why)
+    return layer if layer.why or (after is not None and after.weight == INT8) else replace(layer, why=LEFT)
+
+
+def _quantized_products(graph: Any) -> set[str]:
+    """Layers all of whose inputs come out of a FakeQuantize."""
+    found = set()
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() in WEIGHT_PORT and all(_is_faked(node.input_value(port).get_node()) for port in (0, 1)):
+            found.add(node.get_friendly_name())
+    return found
+
+
+def _is_faked(node: Any) -> bool:
+    while node.get_type_name() in ("Reshape", "Transpose"):
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "FakeQuantize")
 
 
 def _has_attention(graph: Any) -> bool:
