@@ -27,14 +27,14 @@ def threads_of(target: Target) -> int:
     return max(1, len({file.read_text() if file.is_file() else str(cpu) for cpu, file in files.items()}))
 
 
-def gpu_objections(target: Target, hardware: Hardware) -> list[str]:
-    """The objection to a GPU that is not there: what was asked, what there is, what to do."""
+def gpu_objections(target: Target, hardware: Hardware, without: str = "write `device: cpu`") -> list[str]:
+    """The objection to a GPU that is not there: what was asked, what there is, what to do (`without` any GPU)."""
     index = gpu_index(target)
     if not is_gpu(target) or index < len(hardware.gpus):
         return []
     names = [f"gpu:{i} {gpu.get('name', '')}".strip() for i, gpu in enumerate(hardware.gpus)]
     there = f"this machine has {', '.join(names)}" if names else "no NVIDIA GPU is found here (nvidia-smi lists none)"
-    fix = f"write `device: {'gpu:0' if names else 'cpu'}`, or name a `pool` whose workers have one"
+    fix = f"{'write `device: gpu:0`' if names else without}, or name a `pool` whose workers have one"
     return [f"the target {target.name} asks for {target.device}; {there}: {fix}"]
 
 

@@ -65,7 +65,7 @@ class TensorRt(Runtime):
     def check(self, target: Target, hardware: Hardware) -> list[str]:
         if not is_gpu(target):
             return [f"tensorrt runs on NVIDIA GPUs alone; the target {target.name} says `device: {target.device}`. Write `device: gpu`"]
-        return gpu_objections(target, hardware)
+        return gpu_objections(target, hardware, "choose another runtime")
 
     def compile(self, model: ModelArtifact, target: Target, out: Path) -> Outcome:
         trt = _library()

@@ -18,8 +18,9 @@ from ioptim.runtimes.torch import Torch
 
 @pytest.mark.parametrize("runtime", [Torch(), OnnxRuntime(), TensorRt()])
 def test_gpu_that_is_not_there(runtime: Runtime, target_of: Callable[..., Target], no_gpu: Hardware, one_gpu: Hardware) -> None:
+    instead = "choose another runtime" if isinstance(runtime, TensorRt) else "write `device: cpu`"
     assert runtime.check(target_of(runtime, "gpu"), no_gpu) == [
-        "the target here asks for gpu; no NVIDIA GPU is found here (nvidia-smi lists none): write `device: cpu`, or name a `pool`"
+        f"the target here asks for gpu; no NVIDIA GPU is found here (nvidia-smi lists none): {instead}, or name a `pool`"
         " whose workers have one"
     ]
     assert runtime.check(target_of(runtime, "gpu:1"), one_gpu) == [
