@@ -64,14 +64,18 @@ class WorkerContext:
         self.request = request
         self.out = Path(request["out"])
         self.task: Task = TASKS[request["task"]["task"]].model_validate(request["task"])
-        self.targets: dict[str, Target] = {t["name"]: RecipeTarget.model_validate(t) for t in request["targets"]}
-        self.target: Target = self.targets[request["target"]]
         self.hardware = Hardware.model_validate(request["hardware"])
+        self.targets: dict[str, Target] = {t["name"]: self._target(t) for t in request["targets"]}
+        self.target: Target = self.targets[request["target"]]
         self.seed: int = request["seed"]
         self.candidates = {name: open_artifact(Path(path)) for name, path in request["candidates"].items()}
         self.baselines = {name: open_artifact(Path(path)) for name, path in request["baselines"].items()}
         self._base = Path(request["base"])
         self._root = Path(request["root"]) if request["root"] else None
+
+    def _target(self, given: Mapping[str, Any]) -> Target:
+        """A target whose threads are left out gets one for each core that this process may use, the cgroup's quota counted."""
+        return RecipeTarget.model_validate({**given, "threads": given["threads"] or self.hardware.cores})
 
     @cached_property
     def source(self) -> ModelSource:

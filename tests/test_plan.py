@@ -157,7 +157,7 @@ def test_an_after_that_names_nothing(tmp_path: Path) -> None:
         ),
         (
             "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: sorce}]}",
-            "nothing is called 'sorce'; did you mean 'source'? There are: source, runtime-fp32, compile, benchmark",
+            "nothing is called 'sorce'; did you mean 'source'? There are: source, compile, benchmark, runtime-fp32",
         ),
         (
             "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, candidate: quantize}]}",
