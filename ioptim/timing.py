@@ -12,7 +12,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,9 @@ CONFIDENCE = 0.95
 """Of the claim that the largest sample is not below the true quantile; see `fewest_for`."""
 STABLE_BLOCKS = 3
 TOLERANCE = 0.03
+BUSY_SHARE = 0.05
+STOLEN_SHARE = 0.01
+"""Shares of the CPU time from which `disturbances` speaks."""
 
 
 class Subject(Protocol):
@@ -179,6 +182,18 @@ def conditions(before: Machine, after: Machine, own_s: float | None) -> dict[str
         if value is not None:
             found[name] = value
     return {name: round(value, 4) for name, value in found.items()}
+
+
+def disturbances(found: Mapping[str, float]) -> list[str]:
+    """What a reader must know of `conditions` before believing a figure, in words; empty on a quiet machine."""
+    others, stolen = found.get("others_share", 0.0), found.get("stolen_share", 0.0)
+    said = []
+    if others > BUSY_SHARE:
+        text = f"other processes used {others:.0%} of the CPU time while this was measured"
+        said.append(f"{text} (load average {found.get('load_average', 0):.2g} before); repeat it on an idle machine")
+    if stolen > STOLEN_SHARE:
+        said.append(f"the hypervisor gave {stolen:.0%} of the CPU time to other machines while this was measured")
+    return said
 
 
 def allowed_cpus() -> list[int]:

@@ -95,6 +95,15 @@ def test_conditions_between_two_moments() -> None:
     assert timing.conditions(Machine(at=0, cpus=1), Machine(at=1, cpus=1), None) == {}
 
 
+def test_a_disturbed_machine_is_told_in_words() -> None:
+    assert timing.disturbances({"others_share": 0.31, "stolen_share": 0.08, "load_average": 3.21}) == [
+        "other processes used 31% of the CPU time while this was measured (load average 3.2 before); repeat it on an idle machine",
+        "the hypervisor gave 8% of the CPU time to other machines while this was measured",
+    ]
+    assert timing.disturbances({"others_share": 0.02, "stolen_share": 0.001}) == []
+    assert timing.disturbances({}) == []
+
+
 def test_reads_the_counters_of_the_cpus_it_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1}, raising=False)
     ticks = os.sysconf("SC_CLK_TCK")

@@ -6,6 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
 
 KINDS = {
     "matrix products": "mm addmm bmm baddbmm matmul linear addmv mv dot einsum scaled_mm int_mm MatMul Gemm FusedMatMul FusedGemm"
@@ -87,6 +90,11 @@ class Findings:
             seconds[kind_of(operator.name)] += operator.seconds  # type: ignore[assignment]
         total = sum(seconds.values()) or 1.0
         return {kind: value / total for kind, value in seconds.most_common()}
+
+
+def affordable(feeds: Sequence[T], row_s: float, passes: int, duration_s: float) -> Sequence[T]:
+    """As many of the first feeds as so many passes over them take in `duration_s`, at least one."""
+    return feeds[: max(1, int(duration_s / passes / row_s))]
 
 
 def advice(findings: Findings) -> str:

@@ -15,7 +15,7 @@ from ioptim import timing
 from ioptim.core.artifact import ModelArtifact
 from ioptim.errors import StepError, UnavailableError
 from ioptim.onnx_graph import load_graph
-from ioptim.steps._findings import Findings, Layer, Operator
+from ioptim.steps._findings import Findings, Layer, Operator, affordable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,12 +23,25 @@ if TYPE_CHECKING:
     Feeds = Mapping[str, np.ndarray]
 
 
-def profile(model: ModelArtifact, feeds: Sequence[Feeds], threads: int, files: Path, progress: Callable[[float, str], None]) -> Findings:
-    """Two sessions, one without and one with the profiler; two passes over the rows each, of which the second counts."""
+PASSES = 4
+"""Over the rows: warm-up and plain time, warm-up and time by operator."""
+
+
+def profile(
+    model: ModelArtifact,
+    feeds: Sequence[Feeds],
+    *,
+    threads: int,
+    duration_s: float,
+    files: Path,
+    progress: Callable[[float, str], None],
+) -> Findings:
+    """Profile the graph on as many rows as `duration_s` allows: two sessions, without and with the profiler, the second pass of each."""
     layers = _layers(model.model_path)
     progress(0.1, "timing")
     with _refusals(model.model_path):
-        row_seconds = _plain_seconds(model.model_path, feeds, threads)
+        row_seconds = _plain_seconds(model.model_path, feeds, threads, duration_s)
+        feeds = feeds[: len(row_seconds)]
         progress(0.6, "profiling operators")
         session = _session(model.model_path, threads, files / "trace")
         _run_all(session, feeds)
@@ -38,11 +51,16 @@ def profile(model: ModelArtifact, feeds: Sequence[Feeds], threads: int, files: P
     return Findings(row_seconds, _operators(trace, len(feeds)), layers, profiled_s=profiled_s, facts=facts)
 
 
-def _plain_seconds(path: Path, feeds: Sequence[Feeds], threads: int) -> list[float]:
+def _plain_seconds(path: Path, feeds: Sequence[Feeds], threads: int, duration_s: float) -> list[float]:
     """In a function of its own: its session must be gone before the next is timed, for its threads would spin beside that."""
     session = _session(path, threads, None)
-    _run_all(session, feeds)
-    return timing.timed_block(lambda feed: session.run(None, feed), feeds, len(feeds))
+
+    def run(feed: Feeds) -> None:
+        session.run(None, feed)
+
+    feeds = affordable(feeds, min(timing.timed_block(run, feeds, 3)), PASSES, duration_s)
+    timing.timed_block(run, feeds, len(feeds))
+    return timing.timed_block(run, feeds, len(feeds))
 
 
 def _run_all(session: Any, feeds: Sequence[Feeds]) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ioptim import timing, torch_model
 from ioptim.core.artifact import ModelArtifact
-from ioptim.steps._findings import Findings, Layer, Operator
+from ioptim.steps._findings import Findings, Layer, Operator, affordable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,8 +20,20 @@ if TYPE_CHECKING:
     Feeds = Mapping[str, np.ndarray]
 
 
-def profile(model: ModelArtifact, feeds: Sequence[Feeds], threads: int, files: Path, progress: Callable[[float, str], None]) -> Findings:
-    """Five passes over the rows: warm-up, plain time, time by layer (hooks), time by operator (profiler), operations counted."""
+PASSES = 5
+"""Over the rows: warm-up, plain time, time by layer (hooks), time by operator (profiler), operations counted."""
+
+
+def profile(
+    model: ModelArtifact,
+    feeds: Sequence[Feeds],
+    *,
+    threads: int,
+    duration_s: float,
+    files: Path,
+    progress: Callable[[float, str], None],
+) -> Findings:
+    """Profile the module on as many rows as `duration_s` allows."""
     import torch
 
     torch.set_num_threads(threads)
@@ -31,6 +43,7 @@ def profile(model: ModelArtifact, feeds: Sequence[Feeds], threads: int, files: P
     def forward(feed: Feeds) -> None:
         torch_model.call(module, feed)
 
+    feeds = affordable(feeds, min(timing.timed_block(forward, feeds, 3)), PASSES, duration_s)
     timing.timed_block(forward, feeds, len(feeds))
     progress(0.3, "timing")
     row_seconds = timing.timed_block(forward, feeds, len(feeds))

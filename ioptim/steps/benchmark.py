@@ -30,8 +30,6 @@ FEWEST_ROUNDS = 6
 """The median's exact interval at 0.95 confidence needs six blocks."""
 OVERRUN = 2
 """Times `duration_s`: a scenario that takes longer ends after its `FEWEST_ROUNDS`, and says so."""
-BUSY_SHARE = 0.05
-STOLEN_SHARE = 0.01
 
 
 class Scenario(StrEnum):
@@ -369,7 +367,8 @@ def _rounded(value: float | None) -> float | None:
 def _notes(taken: Mapping[Scenario, _Taken], subjects: Sequence[_Subject], asked: int) -> Iterator[Note]:
     for scenario, one in taken.items():
         yield from _notes_on_samples(scenario, one, asked)
-        yield from _notes_on_machine(scenario, one.conditions)
+        for text in timing.disturbances(one.conditions):
+            yield Note(text=f"{scenario.value}: {text}", level=Level.WARNING)
     if any(subject.peak_memory_bytes is None for subject in subjects):
         yield Note(text="peak memory is not known: this system does not tell it", level=Level.WARNING)
 
@@ -389,15 +388,3 @@ def _notes_on_samples(scenario: Scenario, taken: _Taken, asked: int) -> Iterator
         for metric, quantile in ((P99, 0.99), (P90, 0.9), (P50, 0.5)):
             if n < (fewest := timing.fewest_for(quantile)):
                 yield Note(text=f"{metric.name} is not reported: {n} samples, at least {fewest} are needed; raise duration_s or blocks")
-
-
-def _notes_on_machine(scenario: Scenario, conditions: Mapping[str, float]) -> Iterator[Note]:
-    others, stolen = conditions.get("others_share", 0.0), conditions.get("stolen_share", 0.0)
-    if others > BUSY_SHARE:
-        text = f"{scenario.value}: other processes used {others:.0%} of the CPU time while this was measured"
-        yield Note(
-            text=f"{text} (load average {conditions.get('load_average', 0):.2g} before); repeat it on an idle machine", level=Level.WARNING
-        )
-    if stolen > STOLEN_SHARE:
-        text = f"{scenario.value}: the hypervisor gave {stolen:.0%} of the CPU time to other machines while this was measured"
-        yield Note(text=text, level=Level.WARNING)

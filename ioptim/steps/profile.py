@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -13,10 +14,10 @@ from pydantic import Field
 
 from ioptim import timing
 from ioptim.core.artifact import Format, ModelArtifact
-from ioptim.core.step import Context, MeasuringStep, Note, Outcome, TableFigure, Where
+from ioptim.core.step import Context, Level, MeasuringStep, Note, Outcome, TableFigure, Where
 from ioptim.errors import StepError
 from ioptim.steps import _profile_onnx, _profile_torch
-from ioptim.steps._findings import Findings, advice, kind_of
+from ioptim.steps._findings import Findings, advice, affordable, kind_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +41,8 @@ class Profile(MeasuringStep):
 
     rows: int = Field(32, ge=1, description="validation rows to run, one at a time, from the first")
 
+    duration_s: float = Field(20.0, gt=0, description="seconds to run rows for, about; fewer rows are run where they would take longer")
+
     def library_names(self, where: Where) -> tuple[str, ...]:
         if where.format is Format.TORCH:
             return ("torch", "numpy")
@@ -55,35 +58,42 @@ class Profile(MeasuringStep):
         feeds = list(itertools.islice(ctx.task.examples(ctx.table("validation"), model), self.rows))
         if not feeds:
             raise StepError("profile has no rows to run: the validation data gave no example")
+        before, own_before = timing.Machine.now(), time.process_time()
         found = self._profile(model, feeds, files, ctx)
+        machine = timing.conditions(before, timing.Machine.now(), time.process_time() - own_before)
         ctx.progress(1.0, "profiled")
+        disturbed = [Note(text=text, level=Level.WARNING) for text in timing.disturbances(machine)]
         return Outcome(
             metrics=_metrics(found, model),
             tables=tuple(_tables(found)),
-            notes=tuple(Note(text=text) for text in self._notes(found, model, ctx)),
-            facts={"rows": len(feeds), **found.facts},
+            notes=(*(Note(text=text) for text in self._notes(found, len(feeds), ctx)), *disturbed),
+            facts={"rows": len(found.row_seconds), **found.facts, **machine},
         )
 
     def _profile(self, model: ModelArtifact, feeds: Sequence[Mapping[str, np.ndarray]], files: Path, ctx: Context) -> Findings:
         threads = ctx.target.threads or ctx.hardware.cores
+        options: dict[str, Any] = {"threads": threads, "duration_s": self.duration_s, "files": files, "progress": ctx.progress}
         if model.format is Format.TORCH:
-            return _profile_torch.profile(model, feeds, threads, files, ctx.progress)
+            return _profile_torch.profile(model, feeds, **options)
         if model.format is Format.ONNX:
-            return _profile_onnx.profile(model, feeds, threads, files, ctx.progress)
+            return _profile_onnx.profile(model, feeds, **options)
         session = ctx.open(model)
+        feeds = affordable(feeds, min(timing.timed_block(session.run, feeds, 3)), 2, self.duration_s)
         timing.timed_block(session.run, feeds, len(feeds))
         row_seconds = timing.timed_block(session.run, feeds, len(feeds))
         session.close()
         return Findings(row_seconds, notes=[f"the operators of {model.format.value} models are not timed one by one"])
 
-    def _notes(self, found: Findings, model: ModelArtifact, ctx: Context) -> list[str]:
+    def _notes(self, found: Findings, there: int, ctx: Context) -> list[str]:
         notes = list(found.notes)
         if found.operators:
             notes.append(advice(found))
         if found.operators and ctx.target.device != "cpu":
             notes.append(f"profiled on the CPU; the target {ctx.target.name} is a {ctx.target.device}, where the shares are others")
-        if len(found.row_seconds) < self.rows:
-            notes.append(f"{len(found.row_seconds)} rows were run, not {self.rows}: the validation data has no more")
+        run = len(found.row_seconds)
+        if run < self.rows:
+            why = "more would take longer than duration_s" if run < there else "the validation data has no more"
+            notes.append(f"{run} rows were run, not {self.rows}: {why}")
         return notes
 
 

@@ -195,7 +195,7 @@ def test_another_format_is_timed_as_a_whole_and_says_so(tmp_path: Path) -> None:
     closed: list[bool] = []
     session = SimpleNamespace(run=lambda feeds: {}, close=lambda: closed.append(True))
     outcome = profiled(null_model(tmp_path / "model"), FakeContext(tmp_path / "out", session=session))
-    assert [note.text for note in outcome.notes] == ["the operators of null models are not timed one by one"]
+    assert outcome.notes[0].text == "the operators of null models are not timed one by one"
     assert set(outcome.metrics) == {"size_bytes", "row_mean_ms", "row_p50_ms"}
     assert outcome.tables == ()
     assert closed == [True]
@@ -205,6 +205,13 @@ def test_fewer_rows_than_asked_are_noted(tmp_path: Path) -> None:
     session = SimpleNamespace(run=lambda feeds: {}, close=lambda: None)
     outcome = profiled(null_model(tmp_path / "model"), FakeContext(tmp_path / "out", rows=3, session=session), rows=5)
     assert "3 rows were run, not 5: the validation data has no more" in [note.text for note in outcome.notes]
+
+
+def test_rows_that_would_take_too_long_are_left_out_and_noted(tmp_path: Path) -> None:
+    session = SimpleNamespace(run=lambda feeds: {}, close=lambda: None)
+    outcome = profiled(null_model(tmp_path / "model"), FakeContext(tmp_path / "out", session=session), duration_s=1e-9)
+    assert "1 rows were run, not 4: more would take longer than duration_s" in [note.text for note in outcome.notes]
+    assert outcome.facts["rows"] == 1
 
 
 def test_no_rows_is_an_error(tmp_path: Path) -> None:
