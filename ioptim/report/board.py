@@ -11,7 +11,7 @@ from ioptim.core.metrics import Samples, read_samples
 from ioptim.core.record import NodeRecord, RunRecord
 
 _BASELINE = re.compile(r"^(source|runtime-fp32)(@.*)?$")
-_HEADLINE = re.compile(r"latency_p50|latency_p99|throughput|size_bytes|peak.*bytes|memory.*bytes")
+_HEADLINE = re.compile(r"latency_p50|latency_p99|throughput_per_s|size_bytes|peak.*bytes|memory.*bytes")
 _MOST = 12
 
 
@@ -27,6 +27,8 @@ class Board:
     """Metrics of quality, the task's headline first."""
     higher: Mapping[str, bool]
     """Whether higher is better, where the samples say so."""
+    order: tuple[str, ...]
+    """Every metric, in the order of those of equal weight."""
     judged: tuple[str, ...]
     """Metrics that a gate is on."""
 
@@ -37,8 +39,8 @@ class Board:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Every metric, those that matter most first: judged ones, quality, then latency, throughput and size."""
-        every = dict.fromkeys(metric for subject in self.subjects for metric in self.values[subject])
-        return tuple(sorted(every, key=self._rank))
+        every = {metric for subject in self.subjects for metric in self.values[subject]}
+        return tuple(sorted(every, key=lambda metric: (self._rank(metric), self.order.index(metric))))
 
     @property
     def headline(self) -> tuple[str, ...]:
@@ -78,15 +80,21 @@ def _board(target: str | None, nodes: Sequence[NodeRecord]) -> Board:
     judged = {gate.candidate for gate in gates}
     baselines = {gate.baseline for gate in gates} - judged
     candidates = [name for name in values if name in judged or not (_BASELINE.match(name) or name in baselines)]
-    quality = dict.fromkeys(metric for node in nodes if node.step == "validate" for metrics in node.subjects.values() for metric in metrics)
-    higher = {sample.metric.name: sample.metric.higher_is_better for node in nodes for sample in samples_of(node)}
+    samples = {node.id: [sample.metric for sample in samples_of(node)] for node in nodes}
+    higher = {metric.name: metric.higher_is_better for metrics in samples.values() for metric in metrics}
+    # A record read from its file has its keys sorted; the samples keep the order that the task and the step gave.
+    scoring = [node for node in nodes if node.step == "validate"]
+    quality = [metric.name for node in scoring for metric in samples[node.id]]
+    quality += [metric for node in scoring for metrics in node.subjects.values() for metric in metrics]
+    every = dict.fromkeys([*higher, *(metric for metrics in values.values() for metric in metrics)])
     return Board(
         target=target,
         candidates=tuple(candidates),
-        baselines=tuple(name for name in values if name not in candidates),
+        baselines=tuple(sorted((name for name in values if name not in candidates), key=lambda name: name != "source")),
         values=values,
-        quality=tuple(quality),
+        quality=tuple(dict.fromkeys(quality)),
         higher=higher,
+        order=tuple(every),
         judged=tuple(dict.fromkeys(gate.metric for gate in gates)),
     )
 

@@ -11,7 +11,7 @@ from ioptim.core.base import Frozen
 from ioptim.core.gate import GateResult
 from ioptim.core.record import RunRecord
 from ioptim.report.board import Board, boards
-from ioptim.report.figures import change, number, seconds, shown
+from ioptim.report.figures import change, moment, number, seconds, shown
 from ioptim.report.html import el, text
 from ioptim.report.page import document
 from ioptim.report.text import table
@@ -86,7 +86,7 @@ class Comparison(Frozen):
                 "li",
                 el("p", el("strong", name)),
                 el("p", run.answer, class_="answer"),
-                el("p", f"{run.recipe}, {run.started}, hardware {run.hardware}", class_="soft"),
+                el("p", f"{run.recipe}, {moment(run.started)}, hardware {run.hardware}", class_="soft"),
                 class_=f"hero {run.tone}",
             )
             for name, run in zip(names, self.runs, strict=True)

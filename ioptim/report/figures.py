@@ -63,6 +63,11 @@ def seconds(value: float) -> str:
     return f"{value:.1f} s" if value < 90 else f"{value // 60:.0f} min {value % 60:.0f} s"
 
 
+def moment(utc: str) -> str:
+    """An ISO 8601 time in UTC to the minute."""
+    return f"{utc[:16].replace('T', ' ')} UTC"
+
+
 @dataclass(frozen=True)
 class Change:
     """A candidate against a baseline, in words; `better` is None where neither, or where the direction is not known."""

@@ -13,12 +13,14 @@ from ioptim.core.record import NodeRecord, RunRecord
 from ioptim.core.step import Level, Note, TableFigure
 from ioptim.report import charts, models
 from ioptim.report.board import boards
-from ioptim.report.figures import number, seconds, shown, size
+from ioptim.report.figures import moment, number, seconds, shown, size
 from ioptim.report.html import Child, Html, el, raw_css, scroll, text
 from ioptim.report.style import CSS
 from ioptim.report.words import answer, nothing_judged, tolerated, tone, unsafe, without_login
 
 LOG_LINES = 30
+SHORT_TABLE = 12
+"""Rows of a table that is shown unfolded."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -67,7 +69,7 @@ def _section(name: str, title: str, *children: Child) -> Html:
 def _hero(run: RunRecord) -> Html:
     hardware = run.hardware
     facts = [
-        f"started {run.started}" if run.started else None,
+        f"started {moment(run.started)}" if run.started else None,
         f"took {seconds(run.seconds)}",
         f"{hardware.cpu_model}, {hardware.cores} cores",
         *(str(gpu.get("name", "GPU")) for gpu in hardware.gpus),
@@ -145,7 +147,10 @@ def _steps(run: RunRecord) -> Html:
 def _node(node: NodeRecord) -> Html:
     warnings = sum(note.level is Level.WARNING for note in node.notes)
     end = [node.step if node.step != node.id else None, "added by the plan" if node.inserted else None]
-    end += [f"cached, computed {node.computed or 'earlier'}" if node.cached else None, seconds(node.seconds) if node.seconds else None]
+    end += [
+        f"cached, computed {moment(node.computed) if node.computed else 'earlier'}" if node.cached else None,
+        seconds(node.seconds) if node.seconds else None,
+    ]
     summary = el(
         "summary",
         el("span", node.id, class_="id"),
@@ -187,7 +192,12 @@ def _table(table: TableFigure) -> Html:
         el("tr", [el("td", _cell(table.columns[i], value), class_="num" if numeric[i] else None) for i, value in enumerate(row)])
         for row in table.rows
     ]
-    return text(el("h3", table.title), scroll(el("table", el("thead", el("tr", head)), el("tbody", rows)), table.title))
+    grid = scroll(el("table", el("thead", el("tr", head)), el("tbody", rows)), table.title)
+    if len(rows) <= SHORT_TABLE:
+        return text(el("h3", table.title), grid)
+    return el(
+        "details", el("summary", el("span", table.title, class_="id"), el("span", f"{len(rows)} rows", class_="end")), el("div", grid)
+    )
 
 
 def _cell(column: str, value: str | float | int | None) -> str:

@@ -13,6 +13,7 @@ from ioptim.report.words import answer, tolerated, tone, unsafe, without_login
 
 _ANSI = {"good": "32", "pass": "32", "mixed": "33", "undecided": "33", "bad": "31", "fail": "31", "bold": "1", "dim": "2"}
 _MOST_COLUMNS = 4
+_MOST_WARNINGS = 5
 
 
 def summary_text(run: RunRecord, colour: bool = False) -> str:
@@ -40,7 +41,9 @@ def _lines(run: RunRecord, colour: bool) -> Iterator[str]:
     warnings = [*run.warnings, *warnings]
     if warnings:
         yield ""
-        yield from (painted("  warning: ", "mixed", colour) + warning for warning in warnings)
+        yield from (painted("  warning: ", "mixed", colour) + warning for warning in warnings[:_MOST_WARNINGS])
+        if len(warnings) > _MOST_WARNINGS:
+            yield f"  and {len(warnings) - _MOST_WARNINGS} more warnings, all in the report"
     yield ""
     if run.tracking.url or run.tracking.state != "off":
         yield f"  tracking  {run.tracking.state}" + (f", {without_login(run.tracking.url)}" if run.tracking.url else "")

@@ -9,8 +9,11 @@ from types import ModuleType
 
 import pytest
 
+from ioptim.core.artifact import write_json
 from ioptim.core.record import RunRecord, Status
+from ioptim.core.step import TableFigure
 from ioptim.report import write_report
+from ioptim.report.board import boards
 from ioptim.report.html import el
 
 KINDS = ("passed", "gate_failed", "errored", "hostile", "several")
@@ -185,3 +188,33 @@ def test_only_el_makes_markup() -> None:
     assert el("p", "a < b", class_='"x"', hidden=True, open=False, title=None) == '<p class="&quot;x&quot;" hidden>a &lt; b</p>'
     assert el("p", [el("b", "x"), None, 3]) == "<p><b>x</b>3</p>"
     assert el("p", el("b", "x") + "<i>") == "<p>&lt;b&gt;x&lt;/b&gt;&lt;i&gt;</p>"
+
+
+def test_a_record_read_back_from_its_file_gives_the_same_page(records: ModuleType, tmp_path: Path) -> None:
+    """Its keys come back sorted; the order of metrics and models does not follow them."""
+    run = records.passed(tmp_path)
+    write_json(tmp_path / "run.json", run.model_dump(mode="json"))
+    again = RunRecord.model_validate_json((tmp_path / "run.json").read_text())
+    (board,) = boards(run)
+    (same,) = boards(again)
+    assert (
+        same.metrics
+        == board.metrics
+        == (
+            "accuracy",
+            "output_cosine_mean",
+            "latency_p50_ms",
+            "size_bytes",
+            "latency_p99_ms",
+            "throughput_per_s",
+            "load_s",
+        )
+    )
+    assert same.subjects == board.subjects == ("compile", "source", "runtime-fp32")
+
+
+def test_long_tables_are_folded(records: ModuleType, tmp_path: Path) -> None:
+    run = records.passed(tmp_path)
+    long = TableFigure(title="Operators", columns=("operator",), rows=tuple((f"Op{i}",) for i in range(40)))
+    run = run.model_copy(update={"nodes": (run.nodes[0].model_copy(update={"tables": (long,)}),)})
+    assert "Operators 40 rows" in read(run, tmp_path).text

@@ -50,3 +50,9 @@ def test_colour_changes_nothing_but_the_colour(records: ModuleType, tmp_path: Pa
 def test_a_run_that_has_barely_begun(records: ModuleType) -> None:
     bare = RunRecord(run_id="r", recipe="bare", hardware=records.HARDWARE, tracking=TrackingState(state="pending"))
     assert summary_text(bare) == "bare: Not finished  (0 ms, run r)\n\n  tracking  pending"
+
+
+def test_many_warnings_are_counted(records: ModuleType, tmp_path: Path) -> None:
+    run = records.passed(tmp_path).model_copy(update={"warnings": tuple(f"warning {i}" for i in range(7))})
+    text = summary_text(run)
+    assert "  warning: warning 4\n  and 3 more warnings, all in the report\n" in text
