@@ -22,6 +22,7 @@ FORCED: Mapping[str, str] = {
 PREFERRED: Mapping[str, str] = {
     # The console stays ours; the same records still reach Prefect's API, so its UI shows them.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
     # A connection lost at exit is retried for a minute otherwise.
     "PREFECT_CLIENT_MAX_RETRIES": "2",
     "MLFLOW_LOGGING_LEVEL": "ERROR",

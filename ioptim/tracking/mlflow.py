@@ -12,11 +12,10 @@ import json
 import logging
 import os
 import re
-import shutil
 import socket
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,20 +24,34 @@ from urllib.parse import urlsplit
 from ioptim.core.artifact import TensorSpec, write_json
 from ioptim.core.base import digest_of
 from ioptim.core.record import NodeRecord, RunRecord, Status, TrackingState
-from ioptim.core.step import TableFigure
 from ioptim.environment import finish_imports, import_early
 from ioptim.errors import UnavailableError
 from ioptim.tracking import local
+from ioptim.tracking.content import (
+    final_models,
+    flatten,
+    node_metrics,
+    node_tags,
+    provenance,
+    run_tags,
+    verdict_tags,
+    write_node_files,
+    write_run_files,
+)
 from ioptim.tracking.summary import Summary, summarize
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Metric
     from mlflow.models import ModelSignature
+
+    from mlflow import MlflowClient
 
 CONNECT_S = 3
 PARAM_LIMIT, TAG_LIMIT, KEY_LIMIT, BATCH = 6000, 5000, 250, 100
 """MLflow refuses longer values (a tag of an older server over 5000) and larger batches of parameters or tags."""
+
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's page opens on runs and models; its other layout is for prompts and traces."""
 
 FINISHED = {Status.PASSED: "FINISHED", Status.SKIPPED: "KILLED", Status.INTERRUPTED: "KILLED"}
 """MLflow's word for how a run or node ended; anything else is FAILED."""
@@ -81,7 +94,7 @@ class MlflowTracker:
             for left in self._uploads(run):
                 self._discard(left.info.run_id)
             made = self._api.create_run(
-                self._experiment_id, start_time=_milliseconds(run.started), run_name=run.run_id, tags=_cut(_run_tags(run), TAG_LIMIT)
+                self._experiment_id, start_time=_milliseconds(run.started), run_name=run.run_id, tags=_cut(run_tags(run), TAG_LIMIT)
             )
             self._parent = made.info.run_id
             self._log(self._parent, params=flatten(run.recipe_config))
@@ -93,12 +106,12 @@ class MlflowTracker:
         """Write a child run for a node that has ended."""
         with self._reaching():
             start = _milliseconds(node.started or run.started)
-            tags = _cut(self._node_tags(run, node), TAG_LIMIT)
+            tags = {"mlflow.parentRunId": self._parent, **_cut(node_tags(run, node), TAG_LIMIT)}
             child_id = self._api.create_run(self._experiment_id, start_time=start, run_name=node.id, tags=tags).info.run_id
             self._children[node.id] = child_id
-            self._log(child_id, metrics=_node_metrics(node), params=flatten(node.config), time=start)
+            self._log(child_id, metrics=node_metrics(node), params=flatten(node.config), time=start)
             with tempfile.TemporaryDirectory(prefix="ioptim-") as folder:
-                tables = _write_node_files(node, Path(folder))
+                tables = write_node_files(node, Path(folder))
                 self._api.log_artifacts(child_id, folder)
             if tables:
                 self._api.set_tag(child_id, "mlflow.loggedArtifacts", json.dumps([{"path": path, "type": "table"} for path in tables]))
@@ -113,13 +126,13 @@ class MlflowTracker:
         with self._reaching():
             end = _milliseconds(run.finished or run.started)
             models = [model_id for node in final_models(run) if (model_id := self._model(run, node, summary)) is not None]
-            self._log(self._parent, metrics=summary.metrics, tags=_verdict_tags(run, summary), time=end)
+            self._log(self._parent, metrics=summary.metrics, tags=verdict_tags(run, summary), time=end)
             if models:
                 from mlflow.entities import LoggedModelOutput
 
                 self._api.log_outputs(self._parent, [LoggedModelOutput(model_id, step=0) for model_id in models])
             with tempfile.TemporaryDirectory(prefix="ioptim-") as files:
-                _write_run_files(run, folder, Path(files))
+                write_run_files(run, folder, Path(files))
                 self._api.log_artifacts(self._parent, files)
             self._api.set_tag(self._parent, "ioptim.complete", "true")
             self._api.set_terminated(self._parent, FINISHED.get(run.status, "FAILED"), end_time=end)
@@ -177,7 +190,8 @@ class MlflowTracker:
         folder = self.home / "mlflow-artifacts" / re.sub(r"[^A-Za-z0-9._-]", "-", self.experiment)
         try:
             # The default would be ./mlruns, wherever the run was started.
-            return str(client.create_experiment(self.experiment, artifact_location=folder.as_uri() if self.is_local else None))
+            where = folder.as_uri() if self.is_local else None
+            return str(client.create_experiment(self.experiment, artifact_location=where, tags=EXPERIMENT_TAGS))
         except MlflowException as error:
             found = client.get_experiment_by_name(self.experiment)  # made by another run meanwhile
             if found is None:
@@ -226,7 +240,7 @@ class MlflowTracker:
         from mlflow.entities import Metric, Param, RunTag
 
         numbers: list[Metric] = [
-            Metric(_metric_key(key), float(value), time, 0, model_id=model_id, run_id=run_id if model_id else None)
+            Metric(_key(key), float(value), time, 0, model_id=model_id, run_id=run_id if model_id else None)
             for key, value in (metrics or {}).items()
         ]
         knobs = [Param(key, value) for key, value in _cut(params or {}, PARAM_LIMIT).items()]
@@ -234,23 +248,6 @@ class MlflowTracker:
         while numbers or knobs or marks:
             self._api.log_batch(run_id, metrics=numbers[:500], params=knobs[:BATCH], tags=marks[:BATCH])
             numbers, knobs, marks = numbers[500:], knobs[BATCH:], marks[BATCH:]
-
-    def _node_tags(self, run: RunRecord, node: NodeRecord) -> dict[str, str]:
-        tags = {
-            "mlflow.parentRunId": self._parent,
-            "ioptim.kind": "step",
-            "ioptim.run_id": run.run_id,
-            "ioptim.step": node.step,
-            "ioptim.node": node.id,
-            "ioptim.status": node.status.value,
-            "ioptim.cached": str(node.cached).lower(),
-            "ioptim.key": node.key or "",
-            "ioptim.target": node.target or "",
-            "ioptim.error": node.error or "",
-            "ioptim.artifact_digest": node.artifact.digest if node.artifact else "",
-            "mlflow.note.content": "\n".join(f"- {note.text}" for note in node.notes),
-        }
-        return {name: value for name, value in tags.items() if value}
 
     def _model(self, run: RunRecord, node: NodeRecord, summary: Summary) -> str | None:
         """The logged model of a node's artifact: the one with the same digest where the experiment has it, else a new one."""
@@ -320,33 +317,6 @@ def _upload(home: Path, run: RunRecord) -> TrackingState:
 # What is written
 
 
-def flatten(config: Mapping[str, Any]) -> dict[str, str]:
-    """Nested values as parameters: `steps.quantize.scheme`. Items of a list are called by their id, name or kind, as in `--set`."""
-    flat: dict[str, str] = {}
-
-    def walk(value: Any, path: str) -> None:
-        if isinstance(value, Mapping) and value:
-            for key, child in value.items():
-                walk(child, f"{path}.{key}" if path else str(key))
-        elif isinstance(value, Sequence) and not isinstance(value, str) and value and all(isinstance(item, Mapping) for item in value):
-            for name, item in zip(_names(value), value, strict=True):
-                walk(item, f"{path}.{name}")
-        elif value is not None and value != "" and value != [] and value != {} and value != ():
-            flat[_param_key(path)] = value if isinstance(value, str) else json.dumps(value, default=str)
-
-    walk(config, "")
-    return flat
-
-
-def _names(items: Sequence[Mapping[str, Any]]) -> list[str]:
-    names: list[str] = []
-    for index, item in enumerate(items):
-        called = [item[key] for key in ("id", "name", "step", "metric") if isinstance(item.get(key), str)]
-        name = called[0] if called else str(index)
-        names.append(name if name not in names else f"{name}-{index}")
-    return names
-
-
 def data_sets(config: Mapping[str, Any]) -> list[DatasetInput]:
     """The recipe's data sets as MLflow knows them; the digest is of what the recipe asks for."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -361,105 +331,6 @@ def data_sets(config: Mapping[str, Any]) -> list[DatasetInput]:
     return inputs
 
 
-def final_models(run: RunRecord) -> list[NodeRecord]:
-    """Nodes that wrote a model nothing else was made from, less the source and what the plan inserted (exports, baselines)."""
-    wrote = [node for node in run.nodes if node.artifact and not _passed_on(run, node)]
-    ancestors = {ancestor for node in wrote for ancestor in _ancestors(run, node)}
-    return [node for node in wrote if node.id not in ancestors and not node.inserted and node.step != "source"]
-
-
-def _passed_on(run: RunRecord, node: NodeRecord) -> bool:
-    """Whether the node's model is one of its parents': a step that measures hands on what it was given."""
-    assert node.artifact is not None
-    parents = [run.node(parent) for parent in node.parents]
-    return any(parent.artifact and parent.artifact.path == node.artifact.path for parent in parents)
-
-
-def _ancestors(run: RunRecord, node: NodeRecord) -> Iterable[str]:
-    for parent in node.parents:
-        yield parent
-        yield from _ancestors(run, run.node(parent))
-
-
-def gate_word(run: RunRecord) -> str:
-    """One word for all verdicts of a run."""
-    verdicts = {gate.verdict.value for gate in run.gates}
-    if any(gate.blocks for gate in run.gates) or "fail" in verdicts:
-        return "failed"
-    return "undecided" if "undecided" in verdicts else "passed" if verdicts else "none"
-
-
-def _run_tags(run: RunRecord) -> dict[str, str]:
-    tags = {
-        "ioptim.kind": "pipeline",
-        "ioptim.run_id": run.run_id,
-        "ioptim.recipe": run.recipe,
-        "ioptim.recipe_digest": run.recipe_digest,
-        "ioptim.engine": run.engine,
-        "ioptim.command": " ".join(run.command),
-        "ioptim.hardware": run.hardware.fingerprint,
-        "ioptim.cpu": run.hardware.cpu_model,
-        "ioptim.host": socket.gethostname(),
-        "ioptim.pid": str(os.getpid()),
-        "ioptim.gate": "none",
-        "mlflow.source.name": run.recipe_path or run.recipe,
-        "mlflow.source.git.commit": run.git_sha or "",
-        "mlflow.user": os.environ.get("USER", ""),
-    }
-    return {name: value for name, value in tags.items() if value}
-
-
-def _verdict_tags(run: RunRecord, summary: Summary) -> dict[str, str]:
-    tags = {"ioptim.gate": gate_word(run), "ioptim.status": run.status.value}
-    for node in run.nodes:
-        for gate in node.gates:
-            tags[f"ioptim.gate.{_param_key(f'{node.id}.{gate.metric}.{gate.gate.bound[0]}.{gate.candidate}')}"] = gate.verdict.value
-    if summary.candidate:
-        tags["ioptim.summary_of"] = summary.candidate
-    if summary.quality:
-        tags["ioptim.quality_metric"] = summary.quality
-    lines = [f"- {gate.verdict.value}: {gate.metric}, {gate.reason}" for gate in run.gates]
-    lines += [f"- {warning}" for warning in run.warnings]
-    if lines:
-        tags["mlflow.note.content"] = "\n".join(lines)
-    return tags
-
-
-def _node_metrics(node: NodeRecord) -> dict[str, float]:
-    metrics = dict(node.metrics)
-    for subject, values in node.subjects.items():
-        metrics.update({f"{subject.replace('@', '/')}/{name}": value for name, value in values.items()})
-    return {**metrics, "step_seconds": node.seconds}
-
-
-def _write_node_files(node: NodeRecord, folder: Path) -> list[str]:
-    """Write a node's own artifacts; returns the tables, which MLflow's page shows as such."""
-    write_json(folder / "node.json", node.model_dump(mode="json"))
-    tables = []
-    for figure in node.tables:
-        name = f"tables/{_file_name(figure.title)}"
-        (folder / "tables").mkdir(exist_ok=True)
-        write_json(folder / f"{name}.json", {"columns": list(figure.columns), "data": [list(row) for row in figure.rows]})
-        (folder / f"{name}.md").write_text(_markdown(figure))
-        tables.append(f"{name}.json")
-    if node.error:
-        (folder / "error.txt").write_text(node.error)
-    if node.log and Path(node.log).is_file():
-        shutil.copyfile(node.log, folder / "log.txt")
-    return tables
-
-
-def _write_run_files(run: RunRecord, source: Path, folder: Path) -> None:
-    (folder / "recipe").mkdir()
-    (folder / "recipe" / local.RECIPE).write_text(run.recipe_text)
-    write_json(folder / "recipe" / "resolved.json", dict(run.recipe_config))
-    write_json(folder / "gates.json", [gate.model_dump(mode="json") for gate in run.gates])
-    write_json(folder / "environment.json", {"packages": dict(run.environment), "hardware": run.hardware.model_dump(mode="json")})
-    write_json(folder / local.RECORD, run.model_dump(mode="json"))
-    if (source / local.REPORT).is_file():
-        shutil.copyfile(source / local.REPORT, folder / local.REPORT)
-
-
 def _write_model_files(run: RunRecord, node: NodeRecord, folder: Path, run_id: str, model_id: str) -> None:
     """MLmodel with the signature, as MLflow's page reads it, and the provenance."""
     from mlflow.models import Model
@@ -471,13 +342,7 @@ def _write_model_files(run: RunRecord, node: NodeRecord, folder: Path, run_id: s
     model.save(str(folder / "MLmodel"))
     specs = {"inputs": artifact.inputs, "outputs": artifact.outputs}
     write_json(folder / "signature.json", {role: [spec.model_dump(mode="json") for spec in specs[role]] for role in specs})
-    steps = [
-        {"id": n.id, "step": n.step, "key": n.key, "config": dict(n.config), "digest": n.artifact.digest if n.artifact else None}
-        for n in run.nodes
-        if n.id in {node.id, *_ancestors(run, node)}
-    ]
-    about = {"recipe": run.recipe, "recipe_digest": run.recipe_digest, "git_sha": run.git_sha, "run_id": run.run_id}
-    write_json(folder / "provenance.json", {**about, "hardware": run.hardware.fingerprint, "steps": steps})
+    write_json(folder / "provenance.json", provenance(run, node))
 
 
 def _signature(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> ModelSignature | None:
@@ -496,36 +361,23 @@ def _signature(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> M
         return None
 
 
-def _markdown(table: TableFigure) -> str:
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.rows]
-    lines = ["| " + " | ".join("" if cell is None else str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([f"# {table.title}", "", *lines, ""])
-
-
 # MLflow's limits and places
 
 
 def _cut(values: Mapping[str, str], limit: int) -> dict[str, str]:
     """Values no longer than MLflow takes; what is cut ends in the number of characters left out (run.json has all of it)."""
     room = limit - 40
-    return {key: text if len(text) <= limit else f"{text[:room]}… {len(text) - room} characters more" for key, text in values.items()}
+    return {_key(key): text if len(text) <= limit else f"{text[:room]}… {len(text) - room} characters more" for key, text in values.items()}
 
 
-def _param_key(path: str) -> str:
-    return re.sub(r"[^\w./ -]", "-", path)[:KEY_LIMIT]
-
-
-def _metric_key(name: str) -> str:
-    return re.sub(r"[^\w./: -]", "-", name)[:KEY_LIMIT]
+def _key(name: str) -> str:
+    """MLflow takes letters, digits and ._-/ and blanks in the name of a parameter, metric or tag."""
+    return re.sub(r"[^\w./ -]", "-", name)[:KEY_LIMIT]
 
 
 def _model_name(text: str) -> str:
     """MLflow takes no slash, colon, dot, percent or quote in the name of a logged model."""
     return re.sub(r"[^\w-]", "-", text)
-
-
-def _file_name(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80] or "table"
 
 
 def _milliseconds(iso: str) -> int:

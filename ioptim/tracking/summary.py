@@ -39,7 +39,7 @@ def summarize(run: RunRecord) -> Summary:
     best = min(candidates, key=lambda name: models[name].get(LATENCY, float("inf")))
     named = {name: values for name, values in subjects.items() if _is_baseline(name)} | (models if len(models) > 1 else {})
     prefixed = {f"{name.replace('@', '/')}/{metric}": value for name, own in named.items() for metric, value in own.items()}
-    return Summary(best, headline.name if headline else None, {**_run_metrics(run), **models[best], **prefixed}, models)
+    return Summary(best, headline.name if headline else None, {**models[best], **prefixed, **_run_metrics(run)}, models)
 
 
 def _merged(run: RunRecord) -> dict[str, dict[str, float]]:
@@ -55,19 +55,21 @@ def _merged(run: RunRecord) -> dict[str, dict[str, float]]:
 
 
 def _of(candidate: str, subjects: Mapping[str, Mapping[str, float]], headline: Metric | None) -> dict[str, float]:
-    own = dict(subjects[candidate])
-    source = _baseline(SOURCE, candidate, subjects)
+    """A candidate's numbers, what they say against its baselines first: pages show them in this order."""
+    own = subjects[candidate]
+    source, fp32 = _baseline(SOURCE, candidate, subjects), _baseline("runtime-fp32", candidate, subjects)
+    derived: dict[str, float] = {}
     if headline is not None and headline.name in own:
-        own["quality"] = own[headline.name]
+        derived["quality"] = own[headline.name]
         if headline.name in source:
             sign = 1 if headline.higher_is_better else -1
-            own["quality_drop"] = sign * (source[headline.name] - own[headline.name])
-    for baseline, name in ((source, "speedup"), (_baseline("runtime-fp32", candidate, subjects), "speedup_over_runtime_fp32")):
+            derived["quality_drop"] = sign * (source[headline.name] - own[headline.name])
+    for baseline, name in ((source, "speedup"), (fp32, "speedup_over_runtime_fp32")):
         if own.get(LATENCY) and LATENCY in baseline:
-            own[name] = baseline[LATENCY] / own[LATENCY]
-    if own.get("size_bytes") and "size_bytes" in source:
-        own["size_ratio"] = own["size_bytes"] / source["size_bytes"] if source["size_bytes"] else 0.0
-    return own
+            derived[name] = baseline[LATENCY] / own[LATENCY]
+    if "size_bytes" in own and source.get("size_bytes"):
+        derived["size_ratio"] = own["size_bytes"] / source["size_bytes"]
+    return {**derived, **own}
 
 
 def _baseline(name: str, candidate: str, subjects: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:

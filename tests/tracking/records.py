@@ -15,6 +15,7 @@ from ioptim.errors import ExitCode
 
 HARDWARE = Hardware(cpu_model="Test CPU", cpu_flags=("avx2",), cores=2, threads=2, memory_bytes=8 << 30)
 DATA = {"validation": {"source": "builtin:retrieval", "split": "test"}, "calibration": None}
+CONFIG = {"name": "tiny", "model": {"source": "null"}, "data": DATA, "steps": [{"step": "quantize", "scheme": "int8-dynamic"}]}
 SPECS = (TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence")),)
 OUTPUTS = (TensorSpec(name="logits", dtype="float32", shape=("batch", 2)),)
 
