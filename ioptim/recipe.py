@@ -289,6 +289,8 @@ def readable(loc: Loc, data: Any) -> str:
         data = item
         if isinstance(part, int) and isinstance(item, dict):
             name = item.get("id") or item.get("name") or item.get("step") or item.get("metric") or part
+        elif isinstance(part, int) and isinstance(item, str):
+            name = item
         names.append(f"[{name}]" if isinstance(name, int) else str(name))
     return ".".join(names).replace(".[", "[")
 

