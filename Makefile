@@ -18,7 +18,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --progress-bar off
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
-	$(BIN)/ioptim run $(RECIPE)
+	@$(BIN)/ioptim run $(RECIPE); code=$$?; echo; echo "  MLflow's page of all runs: $(BIN)/ioptim ui"; exit $$code
 
 test: export HF_HUB_OFFLINE = 1
 test: lint
