@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -85,13 +85,15 @@ def run_flow(
     *,
     tags: Sequence[str],
     home: Path,
+    run_name: str | None = None,
     max_workers: int = 1,
     links: Mapping[str, str] | None = None,
 ) -> None:
     """Run every node, in the order given or, with several workers, as soon as its parents have ended.
 
-    `run_node` runs, skips or serves a node from the store and returns its record, whatever happened. `tags` go to the flow and
-    every task, `links` (title: address) become artifacts of the flow. The flow fails in Prefect when a gate or a step did.
+    `run_node` runs, skips or serves a node from the store and returns its record, whatever happened. `run_name` is the name of the
+    flow run (Prefect makes one up where it is left out), `tags` go to the flow and every task, `links` (title: address) become
+    artifacts of the flow. The flow fails in Prefect when a gate or a step did.
 
     Raises:
         KeyboardInterrupt: the user ended the run; what ran in other threads has been ended too.
@@ -105,7 +107,7 @@ def run_flow(
 
     if _server is not None:
         _server.wait_healthy()
-    recording = _Recording(name, nodes, run_node, tuple(tags), max_workers, links or {})
+    recording = _Recording(name, run_name, nodes, run_node, tuple(tags), max_workers, links or {})
     try:
         # The thread that sends heartbeats is joined at the end of a flow, which takes a second. No variable can say None.
         with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -117,19 +119,18 @@ def run_flow(
         ) from error
 
 
+@dataclass
 class _Recording:
-    """One flow run. Prefect is imported by the time it is made."""
+    """One flow run. Prefect is imported by the time it runs."""
 
-    def __init__(
-        self, name: str, nodes: Sequence[FlowNode], run_node: RunNode, tags: tuple[str, ...], max_workers: int, links: Mapping[str, str]
-    ) -> None:
-        self.name = name
-        self.nodes = nodes
-        self.run_node = run_node
-        self.tags = tags
-        self.max_workers = max_workers
-        self.links = links
-        self.records: dict[str, NodeRecord] = {}
+    name: str
+    run_name: str | None
+    nodes: Sequence[FlowNode]
+    run_node: RunNode
+    tags: tuple[str, ...]
+    max_workers: int
+    links: Mapping[str, str]
+    records: dict[str, NodeRecord] = field(default_factory=dict)
 
     def run(self) -> None:
         from prefect import flow, tags
@@ -137,6 +138,7 @@ class _Recording:
 
         flow_of_nodes = flow(
             name=self.name,
+            flow_run_name=self.run_name,
             task_runner=ThreadPoolTaskRunner(max_workers=self.max_workers),  # type: ignore[arg-type]
             persist_result=False,
             validate_parameters=False,

@@ -99,7 +99,7 @@ def run_node(node_id):
 WHOLE = (
     PRELUDE
     + """
-flow.run_flow("good", NODES, run_node, tags=["good", "hw-1"], home=home, links={"report": "file:///report.html"})
+flow.run_flow("good", NODES, run_node, tags=["good", "hw-1"], home=home, run_name="run-1", links={"report": "file:///report.html"})
 STATUS.update({"compile@a": Status.ERROR, "validate": Status.SKIPPED})
 seen = []
 def run_bad(node_id):
@@ -114,6 +114,7 @@ with get_client(sync_client=True) as client:
         tasks = [t for t in client.read_task_runs() if t.flow_run_id == run.id]
         runs[flows[run.flow_id]] = {
             "state": [run.state.type.value, run.state.name, run.state.message],
+            "name": run.name,
             "tags": sorted(run.tags),
             "tasks": {t.name: [t.state.type.value, t.state.name, t.state.message, sorted(t.tags)] for t in tasks},
             "parents": {t.name: sorted(str(p.id) for group in t.task_inputs.values() for p in group) for t in tasks},
@@ -167,7 +168,7 @@ def flows(home: Path) -> Any:
 def test_states_and_tags_of_a_good_run(flows: Any) -> None:
     run = flows["runs"]["good"]
     assert run["state"] == ["COMPLETED", "Completed", "6 steps, 1 of them from the store"]
-    assert run["tags"] == ["good", "hw-1"]
+    assert (run["name"], run["tags"]) == ("run-1", ["good", "hw-1"])
     assert run["tasks"]["source"][:2] == ["COMPLETED", "Cached"]
     assert run["tasks"]["compile@a"] == ["COMPLETED", "Completed", "computed in 1.0 s", ["good", "hw-1", "step:compile", "target:a"]]
     assert len(run["tasks"]) == 6
