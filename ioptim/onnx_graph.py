@@ -94,6 +94,9 @@ def fuse_transformer(
         model_type: an optimizer of ONNX Runtime; `bert` serves encoders of BERT's kind and vision transformers.
         num_heads: 0 to read it from the graph, which works where heads are split by a Reshape.
         hidden_size: 0 likewise.
+
+    Raises:
+        StepError: the file is not ONNX, or the library failed on it.
     """
     from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.optimizer import optimize_by_fusion
@@ -104,7 +107,11 @@ def fuse_transformer(
     if num_heads == 0:
         num_heads, hidden_size = heads, width
     options = FusionOptions(model_type)
-    fused = optimize_by_fusion(model, model_type, num_heads=num_heads, hidden_size=hidden_size, optimization_options=options)
+    try:
+        fused = optimize_by_fusion(model, model_type, num_heads=num_heads, hidden_size=hidden_size, optimization_options=options)
+    except (IndexError, KeyError, AssertionError, AttributeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise StepError(f"the transformer fusions of onnxruntime fail on {source.name} ({why}); switch them off") from error
     fused.topological_sort()
     if all(opset.domain != "com.microsoft" for opset in model.opset_import):
         model.opset_import.add(domain="com.microsoft", version=1)
@@ -125,6 +132,7 @@ def _canonicalize(model: onnx.ModelProto) -> tuple[int, int]:
     _rewrite_masks(graph)
     _rewrite_scales(graph)
     _rewrite_positions(graph)
+    _rewrite_norms(graph)
     splits = _rewrite_head_splits(graph)
     graph.finish()
     return splits.pop() if len(splits) == 1 else (0, 0)
@@ -301,6 +309,16 @@ def _rewrite_positions(graph: _Editable) -> None:
         everything = np.arange(graph.initializers[gather.input[0]].dims[0])[None]
         bounds = [graph.add_constant(np.array([value])) for value in (0, 1, 1)]
         gather.input[1] = graph.add("Slice", [graph.add_constant(everything), bounds[0], end, bounds[1], bounds[2]])
+
+
+def _rewrite_norms(graph: _Editable) -> None:
+    """LayerNormalization without a bias: the fusion reads one without asking (IndexError in fusion_skiplayernorm.py)."""
+    import numpy as np
+
+    for norm in [node for node in graph.graph.node if node.op_type == "LayerNormalization" and len(node.input) == 2]:
+        scale = graph.constant(norm.input[1])
+        if scale is not None:
+            norm.input.append(graph.add_constant(np.zeros_like(scale)))
 
 
 def _rewrite_head_splits(graph: _Editable) -> set[tuple[int, int]]:

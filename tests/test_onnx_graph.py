@@ -1,0 +1,140 @@
+"""Files that are not ONNX are told apart, and only what provably is a padding mask is fused as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ioptim.errors import StepError
+from ioptim.onnx_graph import count_ops, fuse_transformer, load_graph, save_graph
+
+pytestmark = pytest.mark.integration
+
+onnx = pytest.importorskip("onnx")
+np = pytest.importorskip("numpy")
+
+HEADS, WIDTH = 2, 8
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "it is empty"),
+        (b"PK\x03\x04 and more", "it is a zip archive (a torch checkpoint?)"),
+        (b"\x80\x02}q\x00.", "it is a Python pickle"),
+        (b'{"architectures": []}', "it is text (XML or JSON)"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer; fetch the file with `git lfs pull`"),
+        (b"\x08\x0a\x3a\xff\xff", "its content cannot be read as a model (truncated?)"),
+    ],
+)
+def test_what_is_not_onnx_is_called_by_its_name(tmp_path: Path, content: bytes, why: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(StepError) as caught:
+        load_graph(path)
+    assert str(caught.value) == f"{path} is not an ONNX file: {why}"
+
+
+def test_nodes_in_bodies_are_counted(tmp_path: Path) -> None:
+    from onnx import helper
+
+    body = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "body", [], [helper.make_tensor_value_info("y", 1, ["n"])])
+    other = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "other", [], [helper.make_tensor_value_info("y", 1, ["n"])])
+    node = helper.make_node("If", ["c"], ["z"], then_branch=body, else_branch=other)
+    inputs = [helper.make_tensor_value_info("c", 9, []), helper.make_tensor_value_info("x", 1, ["n"])]
+    graph = helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("z", 1, ["n"])])
+    save_graph(helper.make_model(graph), tmp_path / "if.onnx")
+    assert count_ops(tmp_path / "if.onnx") == {"Abs": 1, "If": 1, "Neg": 1}
+
+
+PADDING = [
+    ("Cast", ["mask"], "kept", {"to": 9}),
+    ("Unsqueeze", ["kept", "axes"], "columns", {}),
+    ("Where", ["columns", "zero", "lowest"], "added", {}),
+]
+"""Not as any exporter writes it: batch, 1, 1, sequence; 0 at tokens and the lowest float at padding."""
+
+
+def test_a_padding_mask_is_fused_however_it_is_spelled(tmp_path: Path) -> None:
+    plain, fused = _attention(tmp_path, PADDING), tmp_path / "fused.onnx"
+    assert fuse_transformer(plain, fused)["Attention"] == 1
+    _require_same(plain, fused)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        pytest.param([*PADDING[:2], ("Where", ["columns", "bias", "lowest"], "added", {})], id="adds something at the tokens it keeps"),
+        pytest.param(
+            [
+                *PADDING[:2],
+                ("Shape", ["mask"], "lengths", {"start": 1, "end": 2}),
+                ("Concat", ["lengths", "lengths"], "square", {"axis": 0}),
+                ("ConstantOfShape", ["square"], "nothing", {"value": onnx.helper.make_tensor("v", 1, [1], [1.0])}),
+                ("Trilu", ["nothing"], "lower", {"upper": 0}),
+                ("Cast", ["lower"], "past", {"to": 9}),
+                ("And", ["columns", "past"], "seen", {}),
+                ("Where", ["seen", "zero", "lowest"], "added", {}),
+            ],
+            id="causal",
+        ),
+    ],
+)
+def test_any_other_mask_is_left_alone(tmp_path: Path, mask: list[Any]) -> None:
+    plain, fused = _attention(tmp_path, mask), tmp_path / "fused.onnx"
+    counts = fuse_transformer(plain, fused)
+    assert counts and "Attention" not in counts
+    _require_same(plain, fused)
+
+
+def _attention(folder: Path, mask: list[Any]) -> Path:
+    """One layer of self-attention on embeddings, with a residual and two normalizations; `mask` computes `added`."""
+    from onnx import helper, numpy_helper
+
+    draw = np.random.default_rng(0)
+    weights = {name: draw.normal(size=(WIDTH, WIDTH)).astype(np.float32) for name in ("wq", "wk", "wv", "wo")}
+    weights |= {name: draw.normal(size=WIDTH).astype(np.float32) for name in ("bq", "bk", "bv", "bo", "scale")}
+    weights |= {"words": draw.normal(size=(10, WIDTH)).astype(np.float32), "heads": np.array([0, 0, HEADS, WIDTH // HEADS])}
+    weights |= {"joined": np.array([0, 0, WIDTH]), "axes": np.array([1, 2]), "root": np.array(0.5, np.float32)}
+    weights |= {"zero": np.array(0, np.float32), "bias": np.array(-1, np.float32), "lowest": np.array(np.finfo("f4").min)}
+    nodes = [helper.make_node(op, inputs, [output], output, **more) for op, inputs, output, more in mask]
+    nodes += [
+        helper.make_node("Gather", ["words", "ids"], ["x"], "x"),
+        helper.make_node("LayerNormalization", ["x", "scale"], ["n"], "n"),
+    ]
+    for part in "qkv":
+        nodes += [
+            helper.make_node("MatMul", ["n", f"w{part}"], [f"m{part}"], f"m{part}"),
+            helper.make_node("Add", [f"m{part}", f"b{part}"], [f"a{part}"], f"a{part}"),
+            helper.make_node("Reshape", [f"a{part}", "heads"], [f"r{part}"], f"r{part}"),
+            helper.make_node("Transpose", [f"r{part}"], [part], part, perm=[0, 2, 3, 1] if part == "k" else [0, 2, 1, 3]),
+        ]
+    nodes += [
+        helper.make_node("MatMul", ["q", "k"], ["scores"], "scores"),
+        helper.make_node("Mul", ["scores", "root"], ["scaled"], "scaled"),
+        helper.make_node("Add", ["scaled", "added"], ["masked"], "masked"),
+        helper.make_node("Softmax", ["masked"], ["p"], "p", axis=-1),
+        helper.make_node("MatMul", ["p", "v"], ["c"], "c"),
+        helper.make_node("Transpose", ["c"], ["t"], "t", perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["t", "joined"], ["j"], "j"),
+        helper.make_node("MatMul", ["j", "wo"], ["o"], "o"),
+        helper.make_node("Add", ["o", "bo"], ["ob"], "ob"),
+        helper.make_node("Add", ["ob", "n"], ["s"], "s"),
+        helper.make_node("LayerNormalization", ["s", "scale"], ["y"], "y"),
+    ]
+    inputs = [helper.make_tensor_value_info(name, 7, ["batch", "sequence"]) for name in ("ids", "mask")]
+    outputs = [helper.make_tensor_value_info("y", 1, ["batch", "sequence", WIDTH])]
+    graph = helper.make_graph(nodes, "attention", inputs, outputs, [numpy_helper.from_array(v, n) for n, v in weights.items()])
+    path = folder / "plain.onnx"
+    save_graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def _require_same(plain: Path, fused: Path) -> None:
+    import onnxruntime
+
+    feeds = {"ids": np.arange(12).reshape(2, 6) % 10, "mask": np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])}
+    results = [onnxruntime.InferenceSession(str(p), providers=["CPUExecutionProvider"]).run(None, feeds)[0] for p in (plain, fused)]
+    assert np.abs(results[0] - results[1]).max() < 1e-5
