@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 from ioptim import intervals
@@ -182,11 +182,10 @@ def _no_ratio(case: _Case) -> str:
 
 
 def _evidence(case: _Case) -> _Evidence:
-    kind, confidence = case.gate.bound[0], case.gate.confidence
-    if kind == "max_drop":
+    confidence = case.gate.confidence
+    if case.gate.bound[0] == "max_drop":
         return _drop(case, confidence)
-    estimate, interval = _value(case, confidence) if not case.baseline else _ratio(case, confidence)
-    return _Evidence(estimate, interval, _narrowing(estimate, interval, len(case.candidate)) if interval else None)
+    return _ratio(case, confidence) if case.baseline else _value(case, confidence)
 
 
 def _drop(case: _Case, confidence: float) -> _Evidence:
@@ -202,35 +201,53 @@ def _drop(case: _Case, confidence: float) -> _Evidence:
 
         return _Evidence(estimate, at(n), at, same)
     interval = intervals.bca([drops], lambda means: means[0], confidence)
-    return _Evidence(estimate, interval, _narrowing(estimate, interval, n), same)
+    return replace(_narrowing(estimate, interval, n), same=same)
 
 
-def _ratio(case: _Case, confidence: float) -> tuple[float, Interval | None]:
+def _ratio(case: _Case, confidence: float) -> _Evidence:
     """Candidate ÷ baseline; for a speedup whichever way round makes faster the larger."""
     over, under = case.candidate, case.baseline
     if case.gate.bound[0] == "min_speedup" and not case.metric.higher_is_better:
         over, under = under, over
     if case.kind is Kind.PAIRED_ROWS:
-        return fmean(over) / fmean(under), intervals.bca([over, under], lambda means: means[0] / means[1], confidence)
+        interval = intervals.bca([over, under], lambda means: means[0] / means[1], confidence)
+        return _narrowing(fmean(over) / fmean(under), interval, len(over))
     ratios = [a / b for a, b in zip(over, under, strict=True)]
-    return median(ratios), intervals.median_interval(ratios, confidence) if case.kind is Kind.BLOCKS else None
+    return _middle(ratios, confidence) if case.kind is Kind.BLOCKS else _Evidence(ratios[0], None)
 
 
-def _value(case: _Case, confidence: float) -> tuple[float, Interval | None]:
+def _value(case: _Case, confidence: float) -> _Evidence:
     column = case.candidate
     if case.kind is Kind.EXACT:
-        return column[0], None
+        return _Evidence(column[0], None)
     if case.kind is Kind.BLOCKS:
-        return median(column), intervals.median_interval(column, confidence)
+        return _middle(column, confidence)
     if case.binary:
-        return fmean(column), intervals.wilson(sum(column), len(column), confidence)
-    return fmean(column), intervals.bca([column], lambda means: means[0], confidence)
+        interval = intervals.wilson(sum(column), len(column), confidence)
+    else:
+        interval = intervals.bca([column], lambda means: means[0], confidence)
+    return _narrowing(fmean(column), interval, len(column))
 
 
-def _narrowing(estimate: float, interval: Interval, n: int) -> Callable[[float], Interval]:
-    """Intervals narrow with the square root of the rows."""
+def _middle(column: Sequence[float], confidence: float) -> _Evidence:
+    """The median of blocks, of which `_too_few` has made sure that there are enough."""
+
+    def at(blocks: float) -> Interval:
+        found = intervals.median_interval(column, confidence, int(blocks))
+        assert found is not None
+        return found
+
+    return _Evidence(median(column), at(len(column)), at)
+
+
+def _narrowing(estimate: float, interval: Interval, n: int) -> _Evidence:
+    """An interval that narrows with the square root of the rows."""
     low, high = interval
-    return lambda rows: (estimate + (low - estimate) * math.sqrt(n / rows), estimate + (high - estimate) * math.sqrt(n / rows))
+
+    def at(rows: float) -> Interval:
+        return tuple(estimate + (end - estimate) * math.sqrt(n / rows) for end in (low, high))  # type: ignore[return-value]
+
+    return _Evidence(estimate, interval, at)
 
 
 # --- what follows

@@ -50,23 +50,31 @@ def wilson(successes: float, rows: float, confidence: float) -> Interval:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def median_interval(values: Sequence[float], confidence: float) -> Interval | None:
+def median_interval(values: Sequence[float], confidence: float, n: int | None = None) -> Interval | None:
     """Interval of the median between two order statistics: exact for any distribution, so one slow block cannot move it.
 
-    None where there are too few values for this confidence (`fewest_for_median`). Source: Conover, Practical Nonparametric
-    Statistics, section 3.2.
+    With `n`, the interval that n values distributed like these would give. None where there are too few values for this confidence
+    (`fewest_for_median`). Source: Conover, Practical Nonparametric Statistics, section 3.2.
     """
-    n, limit = len(values), (1 - confidence) / 2
-    tail, inside = 0, 0
-    for k in range(n // 2):
-        tail += math.comb(n, k)
-        if tail / 2**n > limit:
-            break
-        inside = k + 1
-    if not inside:
+    n = n or len(values)
+    rank = _median_rank(n, confidence)
+    if not rank:
         return None
     ordered = sorted(values)
-    return ordered[inside - 1], ordered[n - inside]
+    place = math.ceil(rank * len(ordered) / n)
+    return ordered[place - 1], ordered[-place]
+
+
+def _median_rank(n: int, confidence: float) -> int:
+    """The largest rank whose order statistic, with its mirror image, holds the median at this confidence; 0 where none does."""
+    if n > 1000:  # the normal limit is exact to the rank by then
+        return int((n - _z(confidence) * math.sqrt(n)) / 2)
+    tail, limit = 0, (1 - confidence) / 2
+    for rank in range(n // 2):
+        tail += math.comb(n, rank)
+        if tail / 2**n > limit:
+            return rank
+    return n // 2
 
 
 def fewest_for_median(confidence: float) -> int:

@@ -90,9 +90,7 @@ def test_a_rate_close_to_the_bound_needs_more_rows_than_anyone_has() -> None:
 def test_the_same_answer_on_every_row_passes_any_bound(max_drop: float) -> None:
     result = one(accuracy(), max_drop=max_drop)
     assert result.verdict is Verdict.PASS
-    assert result.reason.startswith(
-        "accuracy of int8 is source's on every row (0.8865; 95 % interval -0.00439 to 0.00439, 872 rows)"
-    )
+    assert result.reason.startswith("accuracy of int8 is source's on every row (0.8865; 95 % interval -0.00439 to 0.00439, 872 rows)")
     assert result.reason.endswith("too few to rule out more") is (max_drop < 0.004)
 
 
@@ -177,6 +175,16 @@ def test_a_speedup_is_judged_block_by_block() -> None:
 def test_throughput_speeds_up_the_other_way() -> None:
     pair = scores(THROUGHPUT, Kind.BLOCKS, int8=blocks(200), source=blocks(100, seed=1))
     assert one(pair, min_speedup=1.5).verdict is Verdict.PASS
+
+
+def test_blocks_that_would_decide_follow_from_the_share_on_the_wrong_side() -> None:
+    """One block in six misses the bound: the interval of six holds every block, that of nine leaves out one at each end."""
+    pair = scores(LATENCY, Kind.BLOCKS, int8=[1.0] * 6, source=[1.1, 2.0, 2.1, 2.2, 2.3, 2.4])
+    result = one(pair, min_speedup=1.2)
+    assert result.verdict is Verdict.UNDECIDED
+    assert result.reason.endswith("undecided against min_speedup 1.2; about 9 blocks would decide at this rate")
+    again = scores(LATENCY, Kind.BLOCKS, int8=[1.0] * 9, source=[1.1, 2.0, 2.0, 2.1, 2.1, 2.2, 2.3, 2.4, 2.4])
+    assert one(again, min_speedup=1.2).verdict is Verdict.PASS
 
 
 def test_blocks_cancel_a_drift_that_both_saw() -> None:

@@ -58,6 +58,15 @@ def test_median_interval_reads_the_tabled_order_statistics(n: int, ends: tuple[i
     assert intervals.median_interval(list(range(n, 0, -1)), 0.95) == ends
 
 
+def test_median_interval_of_more_values_like_these() -> None:
+    values = list(range(1, 7))
+    assert intervals.median_interval(values, 0.95, 9) == (2, 5)
+    assert intervals.median_interval(values, 0.95, 10_000_000) == (3, 4)
+    many = intervals.median_interval(list(range(1000)), 0.95)
+    assert many is not None
+    assert intervals.median_interval(list(range(1000)), 0.95, 1001) == pytest.approx(many, abs=2)
+
+
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
 def test_fewest_for_median_is_the_first_that_has_one(confidence: float) -> None:
     fewest = intervals.fewest_for_median(confidence)
