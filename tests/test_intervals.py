@@ -102,6 +102,7 @@ def test_widened_z_is_students_t() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_bca_covers_95_percent_of_10000_pairs() -> None:
     """Differences of a per-row score, half of them zero: what nDCG looks like. 200 rows."""
     rng = np.random.default_rng(5)
