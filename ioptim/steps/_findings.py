@@ -21,10 +21,10 @@ KINDS = {
     "softmax": "softmax log_softmax safe_softmax Softmax LogSoftmax QLinearSoftmax",
     "normalization": "layer_norm batch_norm group_norm rms_norm batch_norm_impl_index LayerNormalization BatchNormalization"
     " SkipLayerNormalization SimplifiedLayerNormalization SkipSimplifiedLayerNormalization GroupNormalization"
-    " InstanceNormalization RMSNormalization EmbedLayerNormalization",
+    " InstanceNormalization RMSNormalization",
     "activations": "gelu relu silu tanh sigmoid hardtanh hardswish leaky_relu elu Relu Gelu FastGelu BiasGelu QuickGelu Tanh Sigmoid"
     " Silu Erf LeakyRelu Clip HardSwish",
-    "embeddings": "embedding index_select index gather Gather GatherND GatherElements",
+    "embeddings": "embedding index_select index gather Gather GatherND GatherElements EmbedLayerNormalization QEmbedLayerNormalization",
     "pooling": "max_pool2d avg_pool2d adaptive_avg_pool2d mean max_pool2d_with_indices MaxPool AveragePool GlobalAveragePool"
     " ReduceMean ReduceSum",
     "quantization": "quantize_per_tensor dequantize QuantizeLinear DequantizeLinear DynamicQuantizeLinear",
@@ -100,20 +100,30 @@ def affordable(feeds: Sequence[T], row_s: float, passes: int, duration_s: float)
 def advice(findings: Findings) -> str:
     """One paragraph: where the time and the weights are, and the most that faster products alone could give."""
     shares = findings.shares()
-    products = shares.get("matrix products", 0.0) + shares.get("convolutions", 0.0)
     largest = " and ".join(f"{share:.0%} {kind}" for kind, share in list(shares.items())[:2])
-    said = [f"Of the time in operators, {largest}."]
-    if products < 0.95:
-        said.append(
-            f"Matrix products and convolutions, which int8 shortens, are {products:.0%}: alone they can make the model at most"
-            f" {1 / (1 - products):.1f} times as fast; fusing the rest in `compile` adds to that."
-        )
-    else:
-        said.append("Nearly all of it is matrix products and convolutions, which int8 shortens.")
-    embedded = sum(layer.parameters for layer in findings.layers if "mbedding" in layer.kind or layer.kind == "Gather")
+    said = [f"Of the time in operators, {largest}.", _on_products(findings)]
+    embedded = sum(layer.parameters for layer in findings.layers if "mbed" in layer.kind or layer.kind == "Gather")
     if findings.parameters and embedded / findings.parameters > 0.2:
         said.append(
             f"Embeddings hold {embedded / findings.parameters:.0%} of the parameters and {shares.get('embeddings', 0.0):.0%} of the"
             " time: quantizing them gains size, not speed."
         )
     return " ".join(said)
+
+
+def _on_products(findings: Findings) -> str:
+    products = [operator for operator in findings.operators if kind_of(operator.name) in ("matrix products", "convolutions")]
+    total = sum(operator.seconds for operator in findings.operators) or 1.0
+    share = sum(operator.seconds for operator in products) / total
+    int8 = sum(operator.seconds for operator in products if _INT8.search(operator.name)) / total
+    if int8:
+        return f"Matrix products and convolutions in int8 are {int8:.0%}, those still in float {share - int8:.0%}."
+    if share > 0.95:
+        return "Nearly all of it is matrix products and convolutions, which int8 shortens."
+    return (
+        f"Matrix products and convolutions, which int8 shortens, are {share:.0%}: alone they can make the model at most"
+        f" {1 / (1 - share):.1f} times as fast; fusing the rest in `compile` adds to that."
+    )
+
+
+_INT8 = re.compile("Integer|^QLinear|^QGemm|DynamicQuantize|int_mm")

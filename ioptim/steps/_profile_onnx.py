@@ -119,7 +119,7 @@ def _operators(trace: Path, skip: int) -> list[Operator]:
 
 
 def _layers(path: Path) -> list[Layer]:
-    """Weights by the operator type that reads them first; the scales and zero points of a quantized weight count with it."""
+    """Weights by the type of the operator that reads them, through a DequantizeLinear; scales and zero points count with them."""
     import numpy as np
     import onnx
 
@@ -128,12 +128,14 @@ def _layers(path: Path) -> list[Layer]:
     counts: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
+    reader = {name: node.op_type for node in reversed(graph.node) for name in node.input}
     for node in graph.node:
+        kind = reader.get(node.output[0], node.op_type) if node.op_type == "DequantizeLinear" else node.op_type
         own = [weights.pop(name) for name in node.input if name in weights]
-        counts[node.op_type] += bool(own)
+        counts[kind] += bool(own)
         for tensor in own:
             elements = math.prod(tensor.dims)
-            parameters[node.op_type] += elements
-            sizes[node.op_type] += elements * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+            parameters[kind] += elements
+            sizes[kind] += elements * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
     found = [Layer(kind, counts[kind], parameters[kind], sizes[kind]) for kind in counts if counts[kind]]
     return sorted(found, key=lambda layer: -layer.parameters)

@@ -47,3 +47,11 @@ def test_advice_where_all_is_products() -> None:
     assert advice(Findings([1.0], [Operator("Conv", 1, 1.0)])) == (
         "Of the time in operators, 100% convolutions. Nearly all of it is matrix products and convolutions, which int8 shortens."
     )
+
+
+def test_advice_on_a_model_that_is_int8_already() -> None:
+    operators = [Operator("DynamicQuantizeMatMul", 1, 6.0), Operator("MatMul", 1, 1.0), Operator("BiasGelu", 1, 3.0)]
+    assert advice(Findings([1.0], operators)) == (
+        "Of the time in operators, 70% matrix products and 30% activations."
+        " Matrix products and convolutions in int8 are 60%, those still in float 10%."
+    )

@@ -175,6 +175,25 @@ def test_onnx(onnx_model: ModelArtifact, tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+def test_a_quantized_weight_belongs_to_the_operator_that_uses_it(onnx_model: ModelArtifact, tmp_path: Path) -> None:
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(onnx_model.model_path)
+    graph = model.graph
+    kept = [tensor for tensor in graph.initializer if tensor.name != "v"]
+    scale, quantized = numpy_helper.from_array(np.float32(1), "v_scale"), numpy_helper.from_array(np.ones((16, 8), "int8"), "v_q")
+    del graph.initializer[:]
+    graph.initializer.extend([*kept, scale, quantized])
+    graph.node.insert(3, helper.make_node("DequantizeLinear", ["v_q", "v_scale"], ["v"]))
+    onnx.save(model, onnx_model.model_path)
+    layers = table(profiled(onnx_model, FakeContext(tmp_path / "out")), "Layers")
+    assert layers["MatMul"][:3] == ("MatMul", 2, 8 * 16 + 16 * 8 + 1)
+    assert "DequantizeLinear" not in layers
+
+
+@pytest.mark.integration
 def test_an_onnx_file_that_the_runtime_refuses(onnx_model: ModelArtifact, tmp_path: Path) -> None:
     import onnx
 
