@@ -208,12 +208,12 @@ def _differences(runs: Sequence[RunRecord]) -> tuple[Difference, ...]:
     for run in runs:
         column = {
             "recipe": f"{run.recipe} ({run.recipe_digest[:12]})",
-            "overrides": " ".join(run.overrides) or "none",
             "git commit": run.git_sha or "none",
             "processor": run.hardware.cpu_model,
             "hardware": run.hardware.fingerprint,
             "python": run.hardware.python,
         }
+        column |= {f"--set {key}": value for key, _, value in (each.partition("=") for each in run.overrides)}
         columns.append(column | {f"library {name}": version for name, version in run.environment.items()})
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [Difference(what=name, values=tuple(column.get(name, "–") for column in columns)) for name in names]

@@ -26,6 +26,14 @@ def test_text(records: ModuleType, tmp_path: Path) -> None:
     assert "library torch" not in text and "warning" not in text
 
 
+def test_only_overrides_that_differ_are_shown(records: ModuleType, tmp_path: Path) -> None:
+    first, second = pair(records, tmp_path)
+    second = second.model_copy(update={"overrides": (*first.overrides, "targets.cpu.threads=1")})
+    text = compare([first, second]).to_text()
+    assert re.search(r"  --set targets.cpu.threads +– +1\n", text)
+    assert "--set steps.quantize.scheme" not in text
+
+
 def test_json(records: ModuleType, tmp_path: Path) -> None:
     document = json.loads(json.dumps(compare(pair(records, tmp_path)).to_json()))
     assert [run["tone"] for run in document["runs"]] == ["good", "bad"]
