@@ -1,0 +1,109 @@
+"""What the benchmarks here share: whole processes timed from outside, their environment, and how figures are printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parent.parent
+MODEL = REPO.parent / "shared/models/minilm-sst2"
+DATA = REPO.parent / "shared/data/sst2"
+OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "true", "OLIVE_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One finished process. `seconds` is the wall time from its start to its end, as its caller sees it; `cpu_seconds` what it and
+    the processes it waited for used of the CPUs, which a busy machine changes less."""
+
+    command: tuple[str, ...]
+    seconds: float
+    cpu_seconds: float
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """The one document on its standard output."""
+        return json.loads(self.out)
+
+    def require(self, *codes: int) -> Timed:
+        """Itself, when it ended with one of these exit codes."""
+        if self.code not in codes:
+            raise SystemExit(f"{' '.join(self.command)}\nended with {self.code}\n{(self.out + self.err)[-3000:]}")
+        return self
+
+
+def timed(command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path = REPO, timeout_s: float = 1800) -> Timed:
+    """Run a command to its end, offline and without telemetry, and time all of it."""
+    whole = {**os.environ, **OFFLINE, **(env or {})}
+    whole.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its byte code; compiling it anew is not what a user waits for
+    begin, cpu_before = time.perf_counter(), _cpu_of_children()
+    done = subprocess.run(command, env=whole, cwd=cwd, capture_output=True, text=True, timeout=timeout_s)
+    seconds, cpu_seconds = time.perf_counter() - begin, _cpu_of_children() - cpu_before
+    return Timed(tuple(command), seconds, cpu_seconds, done.returncode, done.stdout, done.stderr)
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def ioptim(*arguments: str, home: Path | None = None) -> Timed:
+    """Run `ioptim` as a user does: the script beside this interpreter, else the module of this checkout."""
+    script = Path(sys.executable).with_name("ioptim")
+    command = [str(script)] if script.exists() else [sys.executable, "-m", "ioptim.cli"]
+    env = {} if script.exists() else {"PYTHONPATH": str(REPO)}
+    if home is not None:
+        env["IOPTIM_HOME"] = str(home)
+    return timed([*command, *arguments], env)
+
+
+def sst2(model: Path, data: Path, *more: str) -> list[str]:
+    """Arguments that run the SST-2 recipe on a local checkpoint and local rows."""
+    local = {
+        "model.source": model.absolute(),
+        "data.calibration.source": data.absolute() / "dev.tsv",
+        "data.calibration.split": "null",
+        "data.validation.source": data.absolute() / "test.tsv",
+        "data.validation.split": "null",
+    }
+    return ["recipes/bert-sst2-int8.yaml", *(word for value in (*(f"{k}={v}" for k, v in local.items()), *more) for word in ("--set", value))]
+
+
+def require(*folders: Path) -> None:
+    """End with the reason when the checkpoint or the data set is not there."""
+    missing = [str(path) for path in folders if not path.is_dir()]
+    if missing:
+        raise SystemExit(f"not there: {', '.join(missing)}. Name them with --model and --data")
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """`median (least-most)`."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in [columns, ["---"] * len(columns), *rows])
+
+
+def machine() -> str:
+    """One line on where the figures were taken, and how busy it was."""
+    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown CPU")
+    load = os.getloadavg()[0]
+    return f"{model}, {len(os.sched_getaffinity(0))} CPUs, Python {sys.version.split()[0]}, load average {load:.1f}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
