@@ -349,7 +349,7 @@ _RUNS_IN_A_STEP = (
     "sources/*.py",
     "timing.py",
     "torch_model.py",
-    "onnx_graph.py",
+    "onnx_*.py",
     "worker.py",
 )
 
