@@ -97,12 +97,18 @@ class Run:
             self._exit_codes.append(error.exit_code)
             return self._ended(node_id, status=Status.ERROR, error=str(error), log=str(self._log(node_id)))
 
-    def end(self, interrupted: bool = False) -> RunRecord:
-        """Settle the run's status and exit code. The report and the tracker's last word come after, with `close`."""
-        for node in self.record.nodes:
-            if interrupted and node.status in (Status.PENDING, Status.RUNNING):
-                self._update(node.id, status=Status.INTERRUPTED)
-        status, code = self._verdict(interrupted)
+    def end(self, stopped: BaseException | None = None) -> RunRecord:
+        """Settle the run's status and exit code; `stopped` is what ended it before its last node, if anything did.
+
+        The report and the tracker's last word come after, with `close`.
+        """
+        unfinished = [node.id for node in self.record.nodes if node.status in (Status.PENDING, Status.RUNNING)]
+        for node_id in unfinished:
+            self._update(node_id, status=Status.INTERRUPTED)
+        if isinstance(stopped, IoptimError):
+            self._exit_codes.append(stopped.exit_code)
+            self._change(warnings=(*self.record.warnings, f"the run was stopped: {stopped}"))
+        status, code = self._verdict(stopped)
         seconds = round(time.monotonic() - self._started, 3)
         self._change(status=status, exit_code=code, finished=now(), seconds=seconds)
         return self.record
@@ -115,11 +121,11 @@ class Run:
             report(self.record, self.folder)  # it links to where the tracker put the run, or says that it could not
         return self.record
 
-    def _verdict(self, interrupted: bool) -> tuple[Status, ExitCode]:
+    def _verdict(self, stopped: BaseException | None) -> tuple[Status, ExitCode]:
         statuses = {node.status for node in self.record.nodes}
-        if interrupted or Status.INTERRUPTED in statuses:
+        if isinstance(stopped, KeyboardInterrupt):
             return Status.INTERRUPTED, ExitCode.INTERRUPTED
-        if Status.ERROR in statuses:
+        if self._exit_codes:
             return Status.ERROR, max(self._exit_codes)
         if Status.GATE_FAILED in statuses:
             return Status.GATE_FAILED, ExitCode.GATE

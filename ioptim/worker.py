@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -17,11 +18,11 @@ from ioptim.core.artifact import Format, ModelArtifact, open_artifact
 from ioptim.core.metrics import write_samples
 from ioptim.core.runtime import Runtime, Session, Target
 from ioptim.core.source import DataSpec, ModelSource, ModelSpec
-from ioptim.core.step import Step
+from ioptim.core.step import Outcome, Step
 from ioptim.core.target import Hardware
 from ioptim.core.task import Table, Task
 from ioptim.environment import quiet_environment
-from ioptim.errors import UnavailableError
+from ioptim.errors import StepError, UnavailableError
 from ioptim.recipe import RUNTIMES, STEPS, TASKS, RecipeTarget
 from ioptim.sources import data_source, model_source
 
@@ -44,6 +45,7 @@ def run_step(request: dict[str, Any]) -> dict[str, Any]:
     model = open_artifact(Path(request["model"])) if request["model"] else None
     try:
         outcome = step.run(model, ctx)  # type: ignore[arg-type]  # only Source gets None
+        _check_numbers(outcome)
         if outcome.samples:
             (ctx.out / "files").mkdir(exist_ok=True)
             write_samples(ctx.out / "files", outcome.samples)
@@ -53,6 +55,14 @@ def run_step(request: dict[str, Any]) -> dict[str, Any]:
             raise UnavailableError(f"{text}, or name another folder with --home or IOPTIM_HOME") from error
         raise
     return outcome.model_dump(mode="json")
+
+
+def _check_numbers(outcome: Outcome) -> None:
+    """A metric that is not a number is the step's failure, not a record that nothing can read."""
+    of_subjects = {f"{name}.{key}": value for name, values in outcome.subjects.items() for key, value in values.items()}
+    wrong = [name for name, value in {**outcome.metrics, **of_subjects}.items() if not math.isfinite(value)]
+    if wrong:
+        raise StepError(f"these metrics are not finite numbers: {', '.join(wrong)}. The model's outputs or the data are not either")
 
 
 class WorkerContext:

@@ -68,9 +68,7 @@ class World:
             values = {"compile": 30.0, "source": 100.0, "runtime-fp32": 100.0}
             metric = Metric(name="size_bytes", higher_is_better=False, description="", unit="bytes")
             (out / "files").mkdir()
-            write_samples(
-                out / "files", (Samples(metric=metric, kind=Kind.EXACT, values={k: (v,) for k, v in values.items()}),)
-            )
+            write_samples(out / "files", (Samples(metric=metric, kind=Kind.EXACT, values={k: (v,) for k, v in values.items()}),))
             return Outcome(metrics={"size_bytes": 30.0}).model_dump(mode="json")
         (out / "model").mkdir()
         (out / "model" / "m").write_bytes(step.encode() * self.sizes[step])
@@ -208,12 +206,21 @@ def test_an_interrupted_run_goes_on_where_it_stopped(world: World) -> None:
     run = world.start()
     with pytest.raises(KeyboardInterrupt):
         run_plan(run)
-    record = run.end(interrupted=True)
+    record = run.end(KeyboardInterrupt())
     assert record.status is Status.INTERRUPTED and record.exit_code == ExitCode.INTERRUPTED
     assert statuses(run)["quantize"] is Status.INTERRUPTED
     world.fail.clear()
     world.run()
     assert world.ran == ["quantize", "compile", "compile", "benchmark"]
+
+
+def test_a_lost_engine_is_an_error_and_what_did_not_run_says_so(world: World) -> None:
+    run = world.start()
+    run.run_node("source")
+    record = run.end(UnavailableError("the server was lost"))
+    assert record.status is Status.ERROR and record.exit_code == ExitCode.UNAVAILABLE
+    assert statuses(run)["benchmark"] is Status.INTERRUPTED
+    assert record.warnings == ("the run was stopped: the server was lost",)
 
 
 def test_a_damaged_artifact_is_computed_again(world: World) -> None:
@@ -239,6 +246,8 @@ class Tracker:
     def __init__(self, broken: str = "") -> None:
         self.told: list[str] = []
         self.broken = broken
+
+    state = TrackingState(state="pending", uri="http://127.0.0.1:9")
 
     def _tell(self, what: str) -> None:
         if what == self.broken:

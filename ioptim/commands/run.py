@@ -15,7 +15,7 @@ from ioptim.commands._common import home_of, load, plan_of, print_json
 from ioptim.console import display
 from ioptim.core.record import RunRecord
 from ioptim.core.tracker import Tracker
-from ioptim.errors import ExitCode, UnavailableError
+from ioptim.errors import ExitCode, IoptimError, UnavailableError
 from ioptim.execute import Run, run_plan
 from ioptim.plan import Plan, installed
 from ioptim.recipe import Loaded
@@ -35,7 +35,10 @@ def main(args: argparse.Namespace) -> ExitCode:
     plan = plan_of(args, loaded, hardware.probe())
     plan.require()
     local.reap(home)
+    tracker = _tracker(args, loaded, home)
     record = _record(args, loaded, plan)
+    if tracker is not None:
+        record = record.model_copy(update={"tracking": tracker.state})  # a run that is killed is uploaded by the next
     folder = local.create_run(home, record)
     shown = display(len(plan.nodes), quiet=args.json)
     run = Run(
@@ -43,23 +46,25 @@ def main(args: argparse.Namespace) -> ExitCode:
         store,
         record,
         folder,
-        tracker=_tracker(args, loaded, home),
+        tracker=tracker,
         force=_forced(args, plan),
         use_cache=not args.no_cache,
         save=lambda changed: local.write_run(home, changed),
         on_event=shown,
     )
-    interrupted = False
+    stopped: BaseException | None = None
     try:
         with store.in_use():
             run.begin()
             _walk(args, run, home)
-    except KeyboardInterrupt:
-        interrupted = True
+    except (KeyboardInterrupt, IoptimError) as error:
+        stopped = error
     finally:
         shown.close()
-    run.end(interrupted)
+    run.end(stopped)
     record = run.close(write_report)
+    if record.tracking.state == "logged":
+        _upload_earlier(home)
     if args.json:
         print_json(document(record))
     else:
@@ -73,9 +78,28 @@ def _walk(args: argparse.Namespace, run: Run, home: Path) -> None:
         return
     from ioptim import flow
 
-    recipe = run.plan.loaded.recipe
-    tags = [recipe.name, run.plan.hardware.fingerprint]
-    flow.run_flow(recipe.name, [flow.FlowNode.of(node) for node in run.plan.nodes], run.run_node, tags=tags, home=home)
+    name = run.record.recipe
+    flow.run_flow(
+        name,
+        [flow.FlowNode.of(node) for node in run.plan.nodes],
+        run.run_node,
+        tags=[name, run.plan.hardware.fingerprint],
+        home=home,
+        run_name=run.record.run_id,
+        links={"report": str(run.folder / local.REPORT)},
+    )
+
+
+def _upload_earlier(home: Path) -> None:
+    """Runs that could not reach a server are uploaded by the next one that can."""
+    if not local.pending(home):
+        return
+    from ioptim.tracking.mlflow import sync
+
+    try:
+        sync(home)
+    except UnavailableError as error:
+        print(f"ioptim: an earlier run still waits to be uploaded: {error}", file=sys.stderr)
 
 
 def _tracker(args: argparse.Namespace, loaded: Loaded, home: Path) -> Tracker | None:

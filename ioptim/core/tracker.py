@@ -15,6 +15,10 @@ class Tracker(Protocol):
     what `ioptim sync` does. A tracker that cannot reach its server raises `UnavailableError`; the run goes on without it.
     """
 
+    @property
+    def state(self) -> TrackingState:
+        """State of a run that is not yet known to be remembered: where it would be."""
+
     def begin(self, run: RunRecord) -> None:
         """The run starts; its nodes are known and pending."""
 
