@@ -63,21 +63,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ioptim {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show tracebacks")
-    home = argparse.ArgumentParser(add_help=False)
+    home = _Parser(add_help=False)
     home.add_argument("--home", type=Path, metavar="DIR", help="folder of the store and the runs (IOPTIM_HOME; default ./.ioptim)")
-    as_json = argparse.ArgumentParser(add_help=False)
+    as_json = _Parser(add_help=False)
     as_json.add_argument("--json", action="store_true", help="print one JSON document on standard output and nothing else there")
-    recipe = argparse.ArgumentParser(add_help=False)
+    recipe = _Parser(add_help=False)
     recipe.add_argument("recipe", type=Path, help="recipe file (YAML)")
     recipe.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, e.g. steps.quantize.scheme=int8-dynamic"
     )
-    root = argparse.ArgumentParser(add_help=False)
+    root = _Parser(add_help=False)
     root.add_argument("--root", type=Path, metavar="DIR", help="refuse recipe paths that leave this folder (IOPTIM_ROOT)")
 
-    def add(name: str, help: str, *parents: argparse.ArgumentParser, module: str = "") -> argparse.ArgumentParser:
+    def add(name: str, help: str, *parents: _Parser, module: str = "") -> _Parser:
         command = commands.add_parser(name, help=help, description=help, parents=[*parents, common])
         command.set_defaults(module=module or name)
         return command

@@ -23,7 +23,8 @@ from ioptim.core.record import ArtifactRef, NodeRecord, RunRecord, Status
 from ioptim.core.step import Level, MeasuringStep, Note, Outcome
 from ioptim.core.tracker import Tracker
 from ioptim.errors import ExitCode, IoptimError, UnavailableError
-from ioptim.plan import Node, Plan
+from ioptim.graph import Node
+from ioptim.plan import Plan
 
 GIGABYTE = 1_000_000_000
 
@@ -325,6 +326,7 @@ def ingredients(plan: Plan, node: Node, digests: Mapping[str, str]) -> dict[str,
         "libraries": hardware.versions(node.libraries),
     }
     if node.model is None:
+        assert plan.model_source is not None, "a plan without a source has an objection and does not run"
         spec = recipe.model.model_dump(mode="json", include={"allow_pickle", "allow_remote_code"})
         found["source"] = {**plan.model_source.identity(), **spec}
     if step.compares:

@@ -324,8 +324,8 @@ class Grower:
             current = waiting.pop()
             seen.add(current)
             step = self.steps[current].step
-            if step.target in self.targets:
-                reached[step.target] = self.targets[step.target]  # type: ignore[index]
+            if step.target is not None and step.target in self.targets:
+                reached[step.target] = self.targets[step.target]
                 continue
             followers = [s.id for s in self.steps.values() if current in s.after and s.id not in seen]
             if step.per_target or not followers:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +24,7 @@ class Plan:
     loaded: Loaded
     hardware: Hardware
     nodes: tuple[Node, ...]
-    model_source: ModelSource
+    model_source: ModelSource | None
     data_sources: Mapping[str, DataSource]
     root: Path | None = None
     objections: tuple[Problem, ...] = ()
@@ -43,17 +44,30 @@ class Plan:
         if self.objections:
             raise PlanError(self.objections, str(self.loaded.path))
         if self.missing:
-            raise UnavailableError(missing_text(self.missing, self.extras()))
-
-    def extras(self) -> tuple[str, ...]:
-        """The extras of this project that install what is missing."""
-        targets = {node.target.runtime.extra for node in self.nodes if node.target and set(node.libraries) & set(self.missing)}
-        return tuple(sorted(extra for extra in targets if extra)) or ("cpu",)
+            raise UnavailableError(missing_text(self.missing))
 
 
-def missing_text(missing: Mapping[str, Sequence[str]], extras: Sequence[str]) -> str:
+def missing_text(missing: Mapping[str, Sequence[str]]) -> str:
+    """What is not installed, which nodes need it, and the command that brings it."""
     needed = "; ".join(f"{name} (for {', '.join(nodes)})" for name, nodes in missing.items())
-    return f"not installed: {needed}. Install with: pip install 'ioptim[{','.join(extras)}]'"
+    return f"not installed: {needed}. Install with: pip install 'ioptim[{','.join(extras_with(missing))}]'"
+
+
+def extras_with(distributions: Iterable[str]) -> tuple[str, ...]:
+    """The extras of this project that bring these distributions, as few as can be, read from its own metadata."""
+    brings: dict[str, set[str]] = {}
+    for line in importlib.metadata.requires("ioptim") or ():
+        found = re.match(r"([A-Za-z0-9._-]+).*;.*extra == ['\"](\w+)['\"]", line)
+        if found:
+            brings.setdefault(found[2], set()).add(found[1].lower())
+    wanted, chosen = {name.lower() for name in distributions}, list[str]()
+    while wanted:
+        best = max(brings, key=lambda extra: len(brings[extra] & wanted), default=None)
+        if best is None or not brings[best] & wanted:
+            return (*chosen, "cpu") if not chosen else tuple(chosen)
+        chosen.append(best)
+        wanted -= brings[best]
+    return tuple(sorted(chosen))
 
 
 def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> Plan:
@@ -93,7 +107,7 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
         data,
         root,
         tuple(objections),
-        {k: tuple(v) for k, v in missing.items()},  # type: ignore[arg-type]
+        {k: tuple(v) for k, v in missing.items()},
     )
 
 

@@ -167,7 +167,7 @@ def _override(document: Document, text: str) -> Problem | None:
     holder: Any = document.data
     loc: Loc = ()
     for part in parts[:-1]:
-        key = _key_of(holder, part)
+        key: Any = _key_of(holder, part)
         if key is None:
             return Problem(where, f"the recipe has no {part!r} in {dotted(loc) or 'its top level'}; there {_has(holder)}")
         if isinstance(holder, dict) and not isinstance(holder.get(key), dict | list):
@@ -176,7 +176,7 @@ def _override(document: Document, text: str) -> Problem | None:
         if isinstance(holder, list) and isinstance(holder[key], str):
             holder[key] = {"step": holder[key]}
         holder, loc = holder[key], (*loc, key)
-    last = _key_of(holder, parts[-1])
+    last: Any = _key_of(holder, parts[-1])
     if last is None:
         return Problem(where, f"the recipe has no {parts[-1]!r} in {dotted(loc)}; there {_has(holder)}")
     holder[last] = str(Path(value).absolute()) if _is_local_path(parts[-1], value) else value
@@ -253,7 +253,9 @@ def _place(loc: Sequence[str | int], expanded: Any) -> tuple[Loc, type[BaseModel
 
     Pydantic's location also holds the tag of each union it went through, which the YAML has as a value and not as a key.
     """
-    value, model, owner = expanded, Recipe, None
+    value = expanded
+    model: type[BaseModel] | None = Recipe
+    owner: type[BaseModel] | None = None
     clean: list[str | int] = []
     for part in loc:
         registry = next((r for d, r in _REGISTRIES.items() if isinstance(value, dict) and value.get(d) == part), None)

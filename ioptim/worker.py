@@ -103,7 +103,7 @@ class WorkerContext:
         if model.format is not Format.TORCH and model.format in self.target.runtime.accepts:
             return self.target.runtime
         # Nothing has compiled it: the plainest runtime of its format, which for a torch model is eager fp32.
-        return RUNTIMES[_PLAIN[model.format]]()
+        return RUNTIMES[(tag := _PLAIN[model.format])](runtime=tag)
 
     def open(self, model: ModelArtifact) -> Session:
         return self.runtime_for(model).open(model, self.target_of(model))

@@ -19,22 +19,16 @@ def main(args: argparse.Namespace) -> ExitCode:
 
 def _ls(store: Store, args: argparse.Namespace) -> ExitCode:
     results = list(store.results())
-    rows = [
-        {"key": r.key, "step": r.step, "computed": r.computed, "seconds": r.seconds, "model": r.model, "size_bytes": _size(store, r.model)}
-        for r in results
-    ]
+    sizes = [store.model(result.model).size_bytes if result.model else None for result in results]
     if args.json:
-        print_json(rows)
+        kept = {"key", "step", "computed", "seconds", "model"}
+        print_json([r.model_dump(mode="json", include=kept) | {"size_bytes": size} for r, size in zip(results, sizes, strict=True)])
         return ExitCode.PASS
-    for row in rows:
-        size = f"{row['size_bytes'] / 1e6:8.1f} MB" if row["model"] else f"{'-':>11}"
-        print(f"{row['key'][:12]}  {row['computed'][:19]}  {row['step']:<10} {row['seconds']:8.1f} s {size}")
-    print(f"{len(rows)} results in {store.root}")
+    for result, size in zip(results, sizes, strict=True):
+        shown = f"{size / 1e6:8.1f} MB" if size is not None else f"{'-':>11}"
+        print(f"{result.key[:12]}  {result.computed[:19]}  {result.step:<10} {result.seconds:8.1f} s {shown}")
+    print(f"{len(results)} results in {store.root}")
     return ExitCode.PASS
-
-
-def _size(store: Store, digest: str | None) -> int:
-    return store.model(digest).size_bytes if digest else 0
 
 
 def _verify(store: Store, args: argparse.Namespace) -> ExitCode:

@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> ExitCode:
 
 def _check(name: str, machine: Hardware) -> dict[str, Any]:
     """One runtime: are its packages there, does it object to this machine, does it compute what it must?"""
-    runtime = RUNTIMES[name]()
+    runtime = RUNTIMES[name](runtime=name)
     versions = hardware.versions(runtime.libraries)
     absent = [library for library, version in versions.items() if version is None]
     found: dict[str, Any] = {"runtime": name, "usable": False, "versions": versions, "fix": ""}

@@ -10,7 +10,8 @@ from ioptim.cache import Store
 from ioptim.commands._common import home_of, load, plan_of, print_json
 from ioptim.errors import ExitCode
 from ioptim.execute import Forecast, forecast
-from ioptim.plan import Node, Plan, missing_text
+from ioptim.graph import Node
+from ioptim.plan import Plan, missing_text
 
 
 def main(args: argparse.Namespace) -> ExitCode:
@@ -64,7 +65,7 @@ def _show(plan: Plan, states: dict[str, Forecast]) -> None:
         for problem in plan.objections:
             print(f"  {problem}")
     if plan.missing:
-        print(f"\n{missing_text(plan.missing, plan.extras())}")
+        print(f"\n{missing_text(plan.missing)}")
     if not plan.objections and not plan.missing:
         cached = sum(state.state == "cached" for state in states.values())
         print(f"\nReady: {cached} of {len(plan.nodes)} nodes are in the store. Run it with: ioptim run {plan.loaded.path}")

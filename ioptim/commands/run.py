@@ -15,7 +15,7 @@ from ioptim.commands._common import home_of, load, plan_of, print_json
 from ioptim.console import display
 from ioptim.core.record import RunRecord
 from ioptim.core.tracker import Tracker
-from ioptim.errors import ExitCode, IoptimError, UnavailableError
+from ioptim.errors import ExitCode, IoptimError, PlanError, UnavailableError
 from ioptim.execute import Run, run_plan
 from ioptim.plan import Plan, installed
 from ioptim.recipe import Loaded
@@ -123,7 +123,7 @@ def _forced(args: argparse.Namespace, plan: Plan) -> list[str]:
     known = {node.id for node in plan.nodes} | {node.step.step for node in plan.nodes}
     unknown = [name for name in args.force if name not in known]
     if unknown:
-        raise UnavailableError(f"--force {unknown[0]}: the plan has no such step. It has {', '.join(sorted(known))}")
+        raise PlanError(f"--force {unknown[0]}: the plan has no such step. It has {', '.join(sorted(known))}")
     return list(args.force)
 
 
