@@ -56,7 +56,7 @@ def missing_text(missing: Mapping[str, Sequence[str]]) -> str:
 def extras_with(distributions: Iterable[str]) -> tuple[str, ...]:
     """The extras of this project that bring these distributions, as few as can be, read from its own metadata."""
     brings: dict[str, set[str]] = {}
-    for line in importlib.metadata.requires("ioptim") or ():
+    for line in (importlib.metadata.requires("ioptim") if installed("ioptim") else None) or ():
         found = re.match(r"([A-Za-z0-9._-]+).*;.*extra == ['\"](\w+)['\"]", line)
         if found:
             brings.setdefault(found[2], set()).add(found[1].lower())
