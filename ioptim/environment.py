@@ -34,6 +34,11 @@ PREFERRED: Mapping[str, str] = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # The tokenizer's threads would compete with the model being measured, and warn after a fork.
     "TOKENIZERS_PARALLELISM": "false",
+    # Threads of an OpenMP region that wait for each other spin for milliseconds. Where another program wants the same cores, they
+    # wait for its time slice: a MiniLM in torch took 170 ms a row on two shared cores, and 17 ms so. Benchmarks undo it.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Looking for plug-ins reads the metadata of every installed distribution: 15 ms in each process.
+    "PYDANTIC_DISABLE_PLUGINS": "__all__",
 }
 """Defaults that the caller's environment may change."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -215,7 +216,7 @@ class _Subject:
                 ctx.subject_worker,
                 {"request": dict(ctx.request), "model": str(model.path)},
                 log=ctx.out / "logs" / f"{name}.log",
-                env={**dict.fromkeys(_THREADS_OF_POOLS, str(self.threads)), "TOKENIZERS_PARALLELISM": "false"},
+                env={**dict.fromkeys(_THREADS_OF_POOLS, str(self.threads)), **_AS_BY_DEFAULT, "TOKENIZERS_PARALLELISM": "false"},
                 cpus=timing.cpus_for(self.threads),
             )
 
@@ -270,6 +271,8 @@ class _Subject:
 
 
 _THREADS_OF_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_AS_BY_DEFAULT = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "300000")}
+"""What libgomp spins by default, over the OMP_WAIT_POLICY that the other steps get: a torch model is timed as its users run it."""
 
 
 @dataclass(frozen=True)
