@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache as once
 from pathlib import Path
 from typing import Any
 
-import ioptim
-from ioptim import gates, hardware, isolate
+from ioptim import gates, isolate
 from ioptim.cache import Result, Store, now
 from ioptim.core.artifact import ModelArtifact
 from ioptim.core.base import digest_of
@@ -24,6 +20,7 @@ from ioptim.core.step import Level, MeasuringStep, Note, Outcome
 from ioptim.core.tracker import Tracker
 from ioptim.errors import ExitCode, IoptimError, UnavailableError
 from ioptim.graph import Node
+from ioptim.keys import ingredients
 from ioptim.plan import Plan
 
 GIGABYTE = 1_000_000_000
@@ -217,8 +214,7 @@ class Run:
 
     def ingredients(self, node: Node) -> dict[str, Any]:
         """Everything that can change the bytes or the numbers of this node, by content."""
-        digests = {name: model.digest for name, model in self._models.items()}
-        return ingredients(self.plan, node, digests)
+        return ingredients(self.plan, node, {name: model.digest for name, model in self._models.items()})
 
     def _request(self, node: Node, out: Path) -> dict[str, Any]:
         recipe = self.plan.loaded.recipe
@@ -283,85 +279,6 @@ def run_plan(run: Run) -> None:
         run.run_node(node.id)
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What a run would do with a node: `cached`, `run`, or `unknown` until what it follows has run."""
-
-    node: str
-    state: str
-    key: str | None
-    seconds: float | None = None
-
-
-def forecast(plan: Plan, store: Store) -> tuple[Forecast, ...]:
-    """Which nodes the store already has. Reads records only."""
-    digests: dict[str, str] = {}
-    seen = []
-    for node in plan.nodes:
-        wanted = {*node.candidates, *node.baselines.values(), *([node.model] if node.model else [])}
-        if not wanted <= set(digests):
-            seen.append(Forecast(node.id, "unknown", None))
-            continue
-        key = digest_of(ingredients(plan, node, digests))
-        result = store.has(key)
-        if result is not None and result.model is not None:
-            digests[node.id] = result.model
-        seen.append(Forecast(node.id, "cached" if result else "run", key, result.seconds if result else None))
-    return tuple(seen)
-
-
-def ingredients(plan: Plan, node: Node, digests: Mapping[str, str]) -> dict[str, Any]:
-    """What a node's key is the digest of. `digests` are those of the models made so far, by node id."""
-    recipe, step = plan.loaded.recipe, node.step
-    on_hardware = step.measures or step.per_target
-    found: dict[str, Any] = {
-        "ioptim": code_digest(),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "step": step.model_dump(mode="json", exclude=set(step.not_in_key)),
-        "task": recipe.model.task.model_dump(mode="json"),
-        "seed": recipe.seed,
-        "model": digests[node.model] if node.model else None,
-        "data": {role: plan.data_sources[role].identity() for role in step.data_roles()},
-        "libraries": hardware.versions(node.libraries),
-    }
-    if node.model is None:
-        assert plan.model_source is not None, "a plan without a source has an objection and does not run"
-        spec = recipe.model.model_dump(mode="json", include={"allow_pickle", "allow_remote_code"})
-        found["source"] = {**plan.model_source.identity(), **spec}
-    if step.compares:
-        found["candidates"] = {name: digests[name] for name in node.candidates}
-        found["baselines"] = {name: digests[provider] for name, provider in node.baselines.items()}
-    if on_hardware:
-        target = node.target or recipe.targets[0]
-        found["target"] = target.model_dump(mode="json", exclude={"name", "pool", "memory_gb"})
-        found["hardware"] = plan.hardware.fingerprint
-    return found
-
-
-@once
-def code_digest() -> str:
-    """Digest of the source of everything that runs inside a step's process, so that a changed line is a changed key."""
-    root = Path(ioptim.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(p for name in _RUNS_IN_A_STEP for p in root.glob(name)):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-_RUNS_IN_A_STEP = (
-    "core/*.py",
-    "steps/**/*.py",
-    "runtimes/*.py",
-    "tasks/*.py",
-    "sources/*.py",
-    "timing.py",
-    "torch_model.py",
-    "onnx_*.py",
-    "worker.py",
-)
-
-
 def _pending(node: Node) -> NodeRecord:
     return NodeRecord(
         id=node.id,
@@ -387,6 +304,3 @@ def _reference(model: ModelArtifact) -> ArtifactRef:
 def _limits(node: Node) -> isolate.Limits:
     gigabytes = [g for g in (node.step.memory_limit_gb, node.target.memory_gb if node.target else None) if g]
     return isolate.Limits(seconds=node.step.timeout_s, memory_bytes=int(min(gigabytes) * GIGABYTE) if gigabytes else None)
-
-
-__all__: Sequence[str] = ["Event", "Forecast", "Run", "code_digest", "forecast", "ingredients", "run_plan"]

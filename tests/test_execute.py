@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ioptim import execute, isolate
+from ioptim import isolate, keys
 from ioptim import plan as planning
 from ioptim.cache import Store
 from ioptim.core.artifact import Format
@@ -18,7 +18,8 @@ from ioptim.core.record import NodeRecord, RunRecord, Status, TrackingState
 from ioptim.core.step import Outcome, Written
 from ioptim.core.target import Hardware
 from ioptim.errors import ExitCode, StepError, UnavailableError
-from ioptim.execute import Run, forecast, run_plan
+from ioptim.execute import Run, run_plan
+from ioptim.keys import forecast
 from ioptim.plan import Plan, make_plan
 from ioptim.recipe import read_recipe
 
@@ -235,7 +236,7 @@ def test_a_damaged_artifact_is_computed_again(world: World) -> None:
 
 def test_changed_code_of_ours_is_a_new_key(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.run()
-    monkeypatch.setattr(execute, "code_digest", lambda: "another")
+    monkeypatch.setattr(keys, "code_digest", lambda: "another")
     world.run()
     assert world.ran[0] == "source"
 

@@ -9,8 +9,8 @@ from ioptim import hardware
 from ioptim.cache import Store
 from ioptim.commands._common import home_of, load, plan_of, print_json
 from ioptim.errors import ExitCode
-from ioptim.execute import Forecast, forecast
 from ioptim.graph import Node
+from ioptim.keys import Forecast, forecast
 from ioptim.plan import Plan, missing_text
 
 

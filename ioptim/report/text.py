@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ioptim.core.gate import GateResult
-from ioptim.core.record import RunRecord
+from ioptim.core.record import RunRecord, TrackingState
 from ioptim.core.step import Level
 from ioptim.report.board import Board, boards
 from ioptim.report.figures import change, seconds, shown
@@ -45,10 +45,19 @@ def _lines(run: RunRecord, colour: bool) -> Iterator[str]:
         if len(warnings) > _MOST_WARNINGS:
             yield f"  and {len(warnings) - _MOST_WARNINGS} more warnings, all in the report"
     yield ""
-    if run.tracking.url or run.tracking.state != "off":
-        yield f"  tracking  {run.tracking.state}" + (f", {without_login(run.tracking.url)}" if run.tracking.url else "")
+    if run.tracking.state != "off":
+        yield f"  MLflow    {_tracked(run.tracking)}"
     if run.report:
         yield f"  report    {run.report}"
+
+
+def _tracked(tracking: TrackingState) -> str:
+    """Where the run is remembered and how to see it there."""
+    if tracking.state == "pending":
+        return "could not be reached; `ioptim sync` uploads the run later"
+    if tracking.url:
+        return f"{tracking.state}, {without_login(tracking.url)}"
+    return f"{tracking.state}; `ioptim ui` shows its page"
 
 
 def _verdict(gate: GateResult, colour: bool) -> str:

@@ -16,7 +16,7 @@ def test_the_end_of_a_run_that_passed(records: ModuleType, tmp_path: Path) -> No
     assert "  pass       size_bytes of compile is 0.2528 times source's (22.97 MB against 90.87 MB): inside max_ratio 0.35\n" in text
     assert "  latency_p50_ms      1.04 ms   7.9 ms    (7.6× faster)    2.9 ms        (2.79× faster)\n" in text
     assert "  warning: quantize: 1 MatMul left in float: /classifier/MatMul is excluded by default\n" in text
-    assert text.endswith("  tracking  logged, http://127.0.0.1:5000/#/runs/1\n  report    runs/20261121/report.html")
+    assert text.endswith("  MLflow    logged, http://127.0.0.1:5000/#/runs/1\n  report    runs/20261121/report.html")
     assert "\033" not in text and "secret" not in text
 
 
@@ -49,7 +49,7 @@ def test_colour_changes_nothing_but_the_colour(records: ModuleType, tmp_path: Pa
 
 def test_a_run_that_has_barely_begun(records: ModuleType) -> None:
     bare = RunRecord(run_id="r", recipe="bare", hardware=records.HARDWARE, tracking=TrackingState(state="pending"))
-    assert summary_text(bare) == "bare: Not finished  (0 ms, run r)\n\n  tracking  pending"
+    assert summary_text(bare) == "bare: Not finished  (0 ms, run r)\n\n  MLflow    could not be reached; `ioptim sync` uploads the run later"
 
 
 def test_many_warnings_are_counted(records: ModuleType, tmp_path: Path) -> None:
