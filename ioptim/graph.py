@@ -142,6 +142,9 @@ class Grower:
         for index, target in enumerate(self.recipe.targets):
             for text in target.runtime.check(target, hardware):
                 self._object(("targets", index), text)
+            if target.pool is not None:
+                text = f"steps cannot be sent to a work pool yet ({target.pool!r}); leave `pool` out and run on the machine that has the hardware"
+                self._object(("targets", index, "pool"), text)
 
     def grow(self, step_id: str) -> None:
         """Add the nodes of one step, after everything it follows has its own."""

@@ -179,6 +179,13 @@ def test_a_format_that_nothing_makes(tmp_path: Path) -> None:
     assert "the runtime torch takes torch; quantize provides onnx, and nothing turns onnx into that" in objections(made)
 
 
+def test_a_work_pool_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    made = plan(tmp_path, "compile", targets="  - {name: far, runtime: onnxruntime, pool: gpus}\n")
+    assert "steps cannot be sent to a work pool yet ('gpus'); leave `pool` out and run on the machine that has the hardware" in objections(
+        made
+    )
+
+
 def test_calibration_data_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     text = HEAD.format(source="folder", targets="").replace(', calibration: {source: "builtin:retrieval"}', "")

@@ -79,5 +79,7 @@ class Target(Frozen):
     device: str = Field("cpu", pattern=r"^(cpu|gpu(:\d+)?)$", description="cpu, gpu or gpu:1")
     threads: int | None = Field(None, ge=1, description="threads that a session may use; physical cores when left out")
     memory_gb: float | None = Field(None, gt=0, description="memory a step on this target may use; unlimited when left out")
-    pool: str | None = Field(None, description="Prefect work pool whose workers have this hardware; this machine when left out")
+    pool: str | None = Field(
+        None, description="Prefect work pool whose workers have this hardware (not yet: refused by the plan); this machine when left out"
+    )
     runtime: Runtime
