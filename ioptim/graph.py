@@ -143,7 +143,8 @@ class Grower:
             for text in target.runtime.check(target, hardware):
                 self._object(("targets", index), text)
             if target.pool is not None:
-                text = f"steps cannot be sent to a work pool yet ({target.pool!r}); leave `pool` out and run on the machine that has the hardware"
+                text = f"steps cannot be sent to a work pool yet ({target.pool!r});"
+                text += " leave `pool` out and run on the machine that has the hardware"
                 self._object(("targets", index, "pool"), text)
 
     def grow(self, step_id: str) -> None:

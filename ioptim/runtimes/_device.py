@@ -34,7 +34,7 @@ def gpu_objections(target: Target, hardware: Hardware, without: str = "write `de
         return []
     names = [f"gpu:{i} {gpu.get('name', '')}".strip() for i, gpu in enumerate(hardware.gpus)]
     there = f"this machine has {', '.join(names)}" if names else "no NVIDIA GPU is found here (nvidia-smi lists none)"
-    fix = f"{'write `device: gpu:0`' if names else without}, or name a `pool` whose workers have one"
+    fix = f"{'write `device: gpu:0`' if names else without}, or run on a machine that has one"
     return [f"the target {target.name} asks for {target.device}; {there}: {fix}"]
 
 
