@@ -21,11 +21,11 @@ def test_gpu_that_is_not_there(runtime: Runtime, target_of: Callable[..., Target
     instead = "choose another runtime" if isinstance(runtime, TensorRt) else "write `device: cpu`"
     assert runtime.check(target_of(runtime, "gpu"), no_gpu) == [
         f"the target here asks for gpu; no NVIDIA GPU is found here (nvidia-smi lists none): {instead}, or run on a machine"
-        " whose workers have one"
+        " that has one"
     ]
     assert runtime.check(target_of(runtime, "gpu:1"), one_gpu) == [
         "the target here asks for gpu:1; this machine has gpu:0 NVIDIA L4: write `device: gpu:0`, or run on a machine that"
-        " have one"
+        " has one"
     ]
 
 
