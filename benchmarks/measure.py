@@ -46,7 +46,8 @@ class Timed:
 def timed(command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path = REPO, timeout_s: float = 1800) -> Timed:
     """Run a command to its end, offline and without telemetry, and time all of it."""
     whole = {**os.environ, **OFFLINE, **(env or {})}
-    whole.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its byte code; compiling it anew is not what a user waits for
+    # An installed package has its byte code; compiling it anew is not what a user waits for.
+    whole.pop("PYTHONDONTWRITEBYTECODE", None)
     begin, cpu_before = time.perf_counter(), _cpu_of_children()
     done = subprocess.run(command, env=whole, cwd=cwd, capture_output=True, text=True, timeout=timeout_s)
     seconds, cpu_seconds = time.perf_counter() - begin, _cpu_of_children() - cpu_before
@@ -77,7 +78,8 @@ def sst2(model: Path, data: Path, *more: str) -> list[str]:
         "data.validation.source": data.absolute() / "test.tsv",
         "data.validation.split": "null",
     }
-    return ["recipes/bert-sst2-int8.yaml", *(word for value in (*(f"{k}={v}" for k, v in local.items()), *more) for word in ("--set", value))]
+    values = [*(f"{key}={value}" for key, value in local.items()), *more]
+    return ["recipes/bert-sst2-int8.yaml", *(word for value in values for word in ("--set", value))]
 
 
 def require(*folders: Path) -> None:
@@ -85,6 +87,12 @@ def require(*folders: Path) -> None:
     missing = [str(path) for path in folders if not path.is_dir()]
     if missing:
         raise SystemExit(f"not there: {', '.join(missing)}. Name them with --model and --data")
+
+
+def pins(*names: str) -> list[str]:
+    """The versions that this project is tested with, so that a peer runs on the same libraries."""
+    lines = (REPO / "constraints.txt").read_text().splitlines()
+    return [line for name in names for line in lines if line.startswith(f"{name}==")]
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -102,6 +110,27 @@ def machine() -> str:
     model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown CPU")
     load = os.getloadavg()[0]
     return f"{model}, {len(os.sched_getaffinity(0))} CPUs, Python {sys.version.split()[0]}, load average {load:.1f}"
+
+
+class OthersShare:
+    """How much of the machine's CPU time went to other processes than this one and those named, from now on (Linux)."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self.pids = (os.getpid(), *pids)
+        self.before = self._now()
+
+    def percent(self) -> float:
+        busy, total, own = (after - before for after, before in zip(self._now(), self.before, strict=True))
+        return 100 * max(0.0, busy - own) / max(1, total)
+
+    def _now(self) -> tuple[int, int, int]:
+        """Clock ticks: of all CPUs busy, of all CPUs, of the processes."""
+        ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        used = 0
+        for pid in self.pids:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            used += sum(int(word) for word in fields[11:15])  # its own, and of children that have ended
+        return sum(ticks) - ticks[3] - ticks[4], sum(ticks), used
 
 
 def _cpuinfo() -> list[str]:

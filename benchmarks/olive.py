@@ -21,17 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import measure
-from measure import Timed, ioptim, machine, spread, table, timed
+from measure import Timed, ioptim, machine, pins, spread, table, timed
 
 REQUIREMENTS = (
     ("torch==2.13.0",),  # first and by itself: left to Olive's own requirements it brings gigabytes of CUDA
     # Olive's resource types refuse a missing value in a way that pydantic 2.14 no longer takes for "not this type".
-    ("olive-ai==0.13.0", "torch==2.13.0", "transformers<5", "onnxruntime==1.31.1", "onnx==1.23.2", "onnxscript==0.7.2", "datasets", "pydantic<2.13"),
+    ("olive-ai==0.13.0", "torch==2.13.0", "transformers<5", "datasets", "pydantic<2.13", *pins("onnxruntime", "onnx", "onnxscript")),
 )
 PADDED_TO = 128
 CALIBRATION_ROWS = 256
 WORK = f"""
-Both: one checkpoint (MiniLM-L6, fine-tuned on SST-2), {CALIBRATION_ROWS} calibration rows (min-max, QDQ), batch 1, 872 validation rows, CPU.
+Both: one checkpoint (MiniLM-L6, fine-tuned on SST-2), {CALIBRATION_ROWS} rows to calibrate on, batch 1, 872 validation rows, CPU.
 Olive: accuracy and latency of 2 models (the torch checkpoint, the int8 ONNX model), every row padded to {PADDED_TO} tokens;
   latency is 20 calls on one row after 10 to warm up; export by the TorchScript engine without comparing outputs.
 ioptim: accuracy, agreement and output distance of 3 models (torch, fp32 on ONNX Runtime, int8), every row at its own length;
@@ -125,7 +125,8 @@ def run_olive(python: Path, workdir: Path, model: Path, data: Path) -> tuple[Tim
 
 def olive_config(model: Path, data: Path) -> dict[str, object]:
     """The job as Olive's documentation writes it for a BERT classifier: https://microsoft.github.io/Olive/"""
-    accuracy = {"name": "accuracy_score", "priority": 1, "higher_is_better": True, "metric_config": {"task": "multiclass", "num_classes": 2}}
+    two_classes = {"task": "multiclass", "num_classes": 2}
+    accuracy = {"name": "accuracy_score", "priority": 1, "higher_is_better": True, "metric_config": two_classes}
     latency = [{"name": "avg", "priority": 2}, {"name": "p50"}, {"name": "p90"}]
     return {
         "input_model": {"type": "HfModel", "model_path": str(model), "task": "text-classification"},
