@@ -124,7 +124,7 @@ class Run:
         if isinstance(stopped, KeyboardInterrupt):
             return Status.INTERRUPTED, ExitCode.INTERRUPTED
         if self._exit_codes:
-            return Status.ERROR, max(self._exit_codes)
+            return Status.ERROR, self._exit_codes[0]  # the first is the likeliest cause of the others
         if Status.GATE_FAILED in statuses:
             return Status.GATE_FAILED, ExitCode.GATE
         return Status.PASSED, ExitCode.PASS
