@@ -85,9 +85,10 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
         grower.grow(step_id)
     model = _source_of(lambda: model_source(recipe.model, loaded.folder, root), loaded, ("model", "source"), problems)
     data = {}
+    used = {role for node in grower.nodes for role in node.step.data_roles()}
     for role in ("calibration", "validation"):
         spec = getattr(recipe.data, role)
-        if spec is not None:
+        if spec is not None and role in used:
             at = ("data", role, "source")
             found = _source_of(lambda spec=spec: data_source(spec, loaded.folder, root), loaded, at, problems)  # type: ignore[misc]
             if found is not None:

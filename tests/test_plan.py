@@ -193,6 +193,11 @@ def test_calibration_data_that_is_not_there(tmp_path: Path) -> None:
     assert "quantize needs data.calibration, and the recipe has none" in objections(make_plan(read_recipe(path), HARDWARE))
 
 
+def test_data_that_no_step_reads_is_not_looked_at(tmp_path: Path) -> None:
+    assert set(plan(tmp_path, "{step: quantize, scheme: int8-dynamic}\ncompile").data_sources) == set()
+    assert set(plan(tmp_path, "{step: quantize, scheme: int8-static}\nbenchmark").data_sources) == {"calibration", "validation"}
+
+
 def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "installed", lambda name: name != "openvino")
     made = plan(tmp_path, "{step: compile, target: ov}", targets="  - {name: ov, runtime: openvino}\n")
