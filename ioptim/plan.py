@@ -84,7 +84,7 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
     for step_id in order:
         grower.grow(step_id)
     model = _source_of(lambda: model_source(recipe.model, loaded.folder, root), loaded, ("model", "source"), problems)
-    data = {}
+    data: dict[str, DataSource] = {}
     used = {role for node in grower.nodes for role in node.step.data_roles()}
     for role in ("calibration", "validation"):
         spec = getattr(recipe.data, role)
