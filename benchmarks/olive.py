@@ -30,8 +30,8 @@ REQUIREMENTS = (
 PADDED_TO = 128
 CALIBRATION_ROWS = 256
 WORK = f"""
-Both: one checkpoint (MiniLM-L6, fine-tuned on SST-2), {CALIBRATION_ROWS} rows to calibrate on, batch 1, 872 validation rows, CPU.
-Olive: accuracy and latency of 2 models (the torch checkpoint, the int8 ONNX model), every row padded to {PADDED_TO} tokens;
+Both: one checkpoint (MiniLM-L6, fine-tuned on SST-2), {CALIBRATION_ROWS} rows to calibrate on, 872 validation rows, CPU.
+Olive: accuracy and latency of 2 models (the torch checkpoint, the int8 ONNX model), batch 1, every row padded to {PADDED_TO} tokens;
   latency is 20 calls on one row after 10 to warm up; export by the TorchScript engine without comparing outputs.
 ioptim: accuracy, agreement and output distance of 3 models (torch, fp32 on ONNX Runtime, int8), every row at its own length, up to 16
   rows of equal length in a call; latency of all 3 in 20 blocks each, every model alone in a process, in turns; export by torch.export,
