@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ioptim import gates, isolate
+from ioptim.ahead import Ahead
 from ioptim.cache import Result, Store, now
 from ioptim.core.artifact import ModelArtifact
 from ioptim.core.base import digest_of
@@ -62,6 +63,8 @@ class Run:
         self.on_event = on_event
         self.record = record.model_copy(update={"nodes": tuple(_pending(node) for node in plan.nodes)})
         self._models: dict[str, ModelArtifact] = {}
+        self._ahead = Ahead(self._log)
+        self._ahead = Ahead(self._log)
         self._exit_codes: list[ExitCode] = []
         self._lock = threading.RLock()
         self._started = time.monotonic()
@@ -71,6 +74,9 @@ class Run:
     def begin(self) -> None:
         """Write the record down and tell the tracker."""
         self._change(status=Status.RUNNING, started=now())
+        first = self.plan.nodes[0]
+        if self._stored(first, digest_of(self.ingredients(first))) is None:
+            self._ahead.prepare([first])
         self._track(lambda tracker: tracker.begin(self.record))
 
     def run_node(self, node_id: str) -> NodeRecord:
@@ -100,6 +106,7 @@ class Run:
 
         The report and the tracker's last word come after, with `close`.
         """
+        self._ahead.close()
         unfinished = [node.id for node in self.record.nodes if node.status in (Status.PENDING, Status.RUNNING)]
         for node_id in unfinished:
             self._update(node_id, status=Status.INTERRUPTED)
@@ -137,26 +144,38 @@ class Run:
         key = digest_of(ingredients)
         self._update(node.id, key=key)
         with self.store.lock(key):
-            fresh = not self.use_cache or node.id in self.force or node.step.step in self.force
-            found = None if fresh else self.store.get(key)
+            found = self._stored(node, key)
             if found is not None:
                 return found, True
             return self._compute(node, key, ingredients), False
 
+    def _stored(self, node: Node, key: str) -> Result | None:
+        fresh = not self.use_cache or node.id in self.force or node.step.step in self.force
+        return None if fresh else self.store.get(key)
+
     def _compute(self, node: Node, key: str, ingredients: Mapping[str, Any]) -> Result:
         with self.store.work() as out:
             start = time.monotonic()
+            prepared = self._ahead.take(node.id)
+            if not node.step.measures:
+                self._ahead.prepare(self._following(node))
             answer = isolate.call(
                 "ioptim.worker:run_step",
                 self._request(node, out),
                 log=self._log(node.id),
                 limits=_limits(node),
                 on_progress=lambda done, message: self.on_event(Event("progress", self.record.node(node.id), done, message)),
+                prepared=prepared,
             )
             seconds = time.monotonic() - start
             outcome = Outcome.model_validate(answer)
             parent = self._models.get(node.model) if node.model else None
             return self.store.put(key, node.step.step, ingredients, outcome, out, seconds, parent)
+
+    def _following(self, node: Node) -> Sequence[Node]:
+        """The nodes that may still run after this one, in order."""
+        place = self.plan.nodes.index(node)
+        return [other for other in self.plan.nodes[place + 1 :] if self.record.node(other.id).status is Status.PENDING]
 
     def _finished(self, node: Node, found: tuple[Result, bool]) -> NodeRecord:
         result, cached = found

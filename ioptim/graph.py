@@ -14,6 +14,7 @@ from ioptim.core.step import MeasuringStep, Step, Where
 from ioptim.core.target import Hardware
 from ioptim.errors import PlanError, Problem
 from ioptim.recipe import STEPS, Loaded
+from ioptim.sources import loading_libraries
 
 SOURCE = "source"
 RUNTIME_FP32 = "runtime-fp32"
@@ -136,8 +137,8 @@ class Grower:
         self.made: dict[str, list[str]] = {}
         starting = self._first_format()
         source = STEPS["source"]()  # type: ignore[call-arg]
-        libraries = _LIBRARIES.get(starting, ())
-        self._add(Node(SOURCE, source, None, (), None, (), {}, self._where(starting, ()), starting, "brings the model in", libraries))
+        self.loading = loading_libraries(self.recipe.model.source)
+        self._add(Node(SOURCE, source, None, (), None, (), {}, self._where(starting, ()), starting, "brings the model in", self.loading))
         self.made[SOURCE] = [SOURCE]
         for index, target in enumerate(self.recipe.targets):
             for text in target.runtime.check(target, hardware):
@@ -351,12 +352,13 @@ class Grower:
         )
 
     def _libraries(self, step: Step, where: Where, models: Sequence[str], target: Target | None) -> tuple[str, ...]:
-        """Distributions a node needs: the step's, the task's, and for a measuring step those that open the models."""
+        """Distributions a node needs: the step's, the task's, and those that load or open the models."""
         names = [*step.library_names(where), *(self.recipe.model.task.libraries if step.data_roles() else ())]
-        if step.measures:
-            for model in models:
-                name = self._target_of(model)
-                names += self.targets[name].runtime.libraries if name else _LIBRARIES.get(self.by_id[model].format, ())
+        for model in models if step.measures else models[:1]:
+            name, format = self._target_of(model), self.by_id[model].format
+            if step.measures:
+                names += self.targets[name].runtime.libraries if name else _OPEN.get(format, ())
+            names += self.loading if format is Format.TORCH else ()
         return tuple(dict.fromkeys(names))
 
     def _object(self, loc: Loc, message: str) -> None:
@@ -368,5 +370,5 @@ class Grower:
         return node.id
 
 
-_LIBRARIES: Mapping[Format, tuple[str, ...]] = {Format.TORCH: ("torch", "safetensors"), Format.ONNX: ("onnx", "onnxruntime")}
-"""What opens a model that no target has compiled yet."""
+_OPEN: Mapping[Format, tuple[str, ...]] = {Format.ONNX: ("onnx", "onnxruntime")}
+"""What opens a model that no target has compiled yet, beside what loads it."""

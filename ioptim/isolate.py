@@ -51,20 +51,49 @@ def call(
     limits: Limits | None = None,
     env: Mapping[str, str] | None = None,
     on_progress: Progress | None = None,
+    prepared: Prepared | None = None,
 ) -> Any:
     """Run `"module:function"` with one JSON value in a fresh process and return its JSON value.
 
     `env` is added to this process's environment. `on_progress` is called in this thread. May be called from any thread;
-    `end_all` ends it from another.
+    `end_all` ends it from another. A `prepared` process that still lives is used up; it keeps its own environment and log.
 
     Raises:
         KeyboardInterrupt: as it reaches this thread, or `end_all` was called; the process has been ended.
         IoptimError: the one that the function raised, of the same class.
         StepError: any other exception, a crash, a limit; with the last lines of the log. The traceback is in the log only.
     """
-    with _Child(log, limits or Limits(), env) as child:
+    child = prepared.take(limits or Limits()) if prepared else None
+    with child or _Child(log, limits or Limits(), env) as child:
         child.send({"target": function, "argument": argument})
         return child.receive(on_progress)
+
+
+class Prepared:
+    """A fresh process that imports modules while it waits for its one `call`; `close` ends one that is not needed.
+
+    A module that cannot be imported is left to the call, which says so where it needs it. On Linux the process ends with the thread
+    that started it.
+    """
+
+    def __init__(self, modules: Iterable[str], *, log: Path, env: Mapping[str, str] | None = None) -> None:
+        self._child: _Child | None = _Child(log, Limits(), env)
+        self._child.send({"import": list(modules)})
+
+    def take(self, limits: Limits) -> _Child | None:
+        """The process, within limits from now on; None where it is gone."""
+        child, self._child = self._child, None
+        if child is not None and child.process.poll() is not None:
+            child.end()
+            return None
+        if child is not None:
+            child.limits = limits
+        return child
+
+    def close(self) -> None:
+        """End the process, if nobody took it."""
+        if child := self.take(Limits()):
+            child.end()
 
 
 class Worker:
@@ -419,6 +448,9 @@ def main(request_fd: int, response_fd: int, parent: int) -> None:
     _channel = _Channel(request_fd, response_fd)
     kept: Any = None
     for request in _channel.requests():
+        if "import" in request:
+            _import(request["import"])
+            continue
         try:
             if "method" in request:
                 result = getattr(kept, request["method"])(request["argument"])
@@ -437,6 +469,12 @@ def main(request_fd: int, response_fd: int, parent: int) -> None:
             break
     # Not sys.exit: native libraries crash or wait in their destructors, and everything worth keeping is written.
     os._exit(0)
+
+
+def _import(modules: Iterable[str]) -> None:
+    for module in modules:
+        with contextlib.suppress(Exception):  # whoever needs it meets the error again, where it can be told
+            importlib.import_module(module)
 
 
 def _die_with(parent: int) -> None:

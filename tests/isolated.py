@@ -22,6 +22,10 @@ def echo(value: Any) -> Any:
     return value
 
 
+def imported(names: list[str]) -> list[str]:
+    return [name for name in names if name in sys.modules]
+
+
 def process_ids(_: Any) -> list[int]:
     return [os.getpid(), os.getpgid(0), os.getsid(0)]
 

@@ -4,12 +4,13 @@ writes a few bytes, so that each test takes milliseconds; tests/test_end_to_end.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ioptim import isolate, keys
+from ioptim import ahead, isolate, keys
 from ioptim import plan as planning
 from ioptim.cache import Store
 from ioptim.core.artifact import Format
@@ -49,6 +50,18 @@ class Source:
         return {"sha256": self.content}
 
 
+class Prepared:
+    """Stands in for a process that imports while it waits."""
+
+    def __init__(self, world: World, modules: list[str], log: Path) -> None:
+        world.prepared.append(self)
+        self.modules, self.node, self.closed = modules, log.stem, False
+        self.taken_by: str | None = None
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class World:
     """Stands in for the processes: what each step writes, and how often each ran."""
 
@@ -58,10 +71,13 @@ class World:
         self.sizes = {"source": 100, "export": 100, "quantize": 30, "compile": 30}
         self.fail: dict[str, BaseException] = {}
         self.steps: dict[str, Callable[[Path], Outcome]] = {}
+        self.prepared: list[Prepared] = []
 
-    def call(self, function: str, request: dict[str, Any], **_: Any) -> Any:
+    def call(self, function: str, request: dict[str, Any], prepared: Prepared | None = None, **_: Any) -> Any:
         step = request["step"]["step"]
         self.ran.append(step)
+        if prepared is not None:
+            prepared.taken_by = step
         if step in self.fail:
             raise self.fail[step]
         out = Path(request["out"])
@@ -104,6 +120,7 @@ ALL = ["source", "export", "quantize", "compile", "compile", "benchmark"]
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path)
     monkeypatch.setattr(isolate, "call", world.call)
+    monkeypatch.setattr(ahead, "Prepared", lambda modules, log: Prepared(world, modules, log))
     monkeypatch.setattr(planning, "model_source", lambda *args: Source())
     monkeypatch.setattr(planning, "data_source", lambda *args: Source())
     return world
@@ -293,3 +310,37 @@ def test_the_record_is_saved_as_the_run_goes(world: World) -> None:
     world.run(save=saved.append)
     seen = [[node.status for node in record.nodes].count(Status.PASSED) for record in saved]
     assert seen == sorted(seen) and set(seen) == set(range(7))
+
+
+# The next step's process, started early
+
+
+def test_the_next_slow_step_is_prepared_while_one_works(world: World) -> None:
+    world.run()
+    assert [(p.node, p.taken_by) for p in world.prepared] == [("source", "source"), ("export", "export")]
+    assert all("torch" in p.modules and p.modules[0] == "ioptim.worker" for p in world.prepared)
+
+
+def test_nothing_is_prepared_when_all_is_in_the_store(world: World) -> None:
+    world.run()
+    world.prepared.clear()
+    world.run()
+    assert world.ran == [] and world.prepared == []
+
+
+def test_a_prepared_process_that_nobody_took_ends_with_the_run(world: World) -> None:
+    world.fail["source"] = StepError("broken")
+    world.run()
+    assert [(p.node, p.taken_by, p.closed) for p in world.prepared] == [("source", "source", False), ("export", None, True)]
+
+
+def test_nothing_is_prepared_beside_or_behind_a_measurement(world: World) -> None:
+    nodes = {node.id: node for node in world.plan().nodes}
+    slow = replace(nodes["quantize"], libraries=("torch",))
+    waiting = ahead.Ahead(lambda name: world.home / f"{name}.log")
+    waiting.prepare([nodes["compile"], nodes["benchmark"], slow])
+    assert world.prepared == []
+    waiting.prepare([nodes["compile"], slow])
+    assert [p.node for p in world.prepared] == ["quantize"]
+    waiting.close()
+    assert world.prepared[0].closed

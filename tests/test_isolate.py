@@ -13,7 +13,7 @@ import pytest
 
 from ioptim import isolate
 from ioptim.errors import IoptimError, PlanError, StepError, UnavailableError
-from ioptim.isolate import Limits, Worker, call
+from ioptim.isolate import Limits, Prepared, Worker, call
 
 ROOT = Path(__file__).parent.parent
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
@@ -51,6 +51,37 @@ def test_returns_the_value(log: Path) -> None:
     value = {"a": [1, 2.5, None, True, "ü\n"], "b": {}}
     assert call("isolated:echo", value, log=log) == value
     assert log.read_text() == ""
+
+
+def test_a_prepared_process_imports_before_its_call(log: Path) -> None:
+    prepared = Prepared(["wave", "no_such_module", "colorsys"], log=log)
+    assert set(call("isolated:imported", ["wave", "colorsys"], log=log, prepared=prepared)) == {"wave", "colorsys"}
+    assert call("isolated:imported", ["wave", "colorsys"], log=log) == []
+    assert log.read_text() == ""
+
+
+def test_limits_of_a_prepared_process_count_from_its_call(log: Path) -> None:
+    prepared = Prepared([], log=log)
+    time.sleep(0.5)
+    with pytest.raises(StepError, match="ran over its time limit of 0.3 s"):
+        call("isolated:sleep", 30, log=log, limits=Limits(seconds=0.3), prepared=prepared)
+
+
+def test_a_prepared_process_that_died_is_replaced(log: Path) -> None:
+    prepared = Prepared([], log=log)
+    assert prepared._child is not None
+    prepared._child.process.kill()
+    prepared._child.process.wait()
+    assert call("isolated:echo", 1, log=log, prepared=prepared) == 1
+
+
+def test_a_prepared_process_that_is_not_needed_is_ended(log: Path) -> None:
+    prepared = Prepared([], log=log)
+    assert prepared._child is not None
+    pid = prepared._child.process.pid
+    prepared.close()
+    prepared.close()
+    assert not alive(pid)
 
 
 def test_runs_in_a_session_of_its_own(log: Path) -> None:

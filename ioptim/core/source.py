@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -38,6 +39,9 @@ class DataSpec(Frozen):
 
 class ModelSource(ABC):
     """A model that can be brought into the store."""
+
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions that load what it brings, here and in every later step that takes it as it came."""
 
     @abstractmethod
     def check(self) -> list[str]:

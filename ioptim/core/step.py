@@ -150,6 +150,8 @@ class Step(Frozen, ABC):
     needs_baselines: ClassVar[bool] = False
     compares: ClassVar[bool] = False
     """Whether it takes several models at once."""
+    opens_elsewhere: ClassVar[bool] = False
+    """Whether it opens every model in a process of the model's own, and so needs none of their libraries in its own."""
     inserted_only: ClassVar[bool] = False
     """Whether only the plan may add it; a recipe that names it is refused."""
     uses_data: ClassVar[tuple[str, ...]] = ()

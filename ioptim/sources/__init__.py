@@ -27,8 +27,15 @@ def model_source(spec: ModelSpec, base: Path, root: Path | None) -> ModelSource:
     Raises:
         PlanError: a prefix that no model source has.
     """
-    local = "local_onnx" if spec.source.lower().endswith(".onnx") else "local_checkpoint"
-    return _class_for(spec.source, ModelSource, local, "a folder, or an .onnx file")(spec, base, root)  # type: ignore[call-arg]
+    return _model_class(spec.source)(spec, base, root)  # type: ignore[call-arg]
+
+
+def loading_libraries(source: str) -> tuple[str, ...]:
+    """Distributions that load the model of this source; none where no such source exists."""
+    try:
+        return _model_class(source).libraries
+    except PlanError:
+        return ()
 
 
 def data_source(spec: DataSpec, base: Path, root: Path | None) -> DataSource:
@@ -39,6 +46,11 @@ def data_source(spec: DataSpec, base: Path, root: Path | None) -> DataSource:
     """
     accepted = "a .tsv, .csv, .jsonl or .parquet file, or a folder of them"
     return _class_for(spec.source, DataSource, "local_table", accepted)(spec, base, root)  # type: ignore[call-arg]
+
+
+def _model_class(source: str) -> type[ModelSource]:
+    local = "local_onnx" if source.lower().endswith(".onnx") else "local_checkpoint"
+    return _class_for(source, ModelSource, local, "a folder, or an .onnx file")
 
 
 def _class_for(source: str, base: type[T], local: str, paths: str) -> type[T]:

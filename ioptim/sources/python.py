@@ -32,6 +32,8 @@ class FactoryModel(ModelSource):
     there, are copied into the artifact, so that it opens anywhere. Naming the factory in the recipe is the consent to run it.
     """
 
+    libraries = ("torch", "safetensors")
+
     def __init__(self, spec: ModelSpec, base: Path, root: Path | None) -> None:
         self.spec = spec
         self.base = base

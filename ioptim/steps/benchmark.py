@@ -72,6 +72,7 @@ class Benchmark(MeasuringStep):
     per_target: ClassVar[bool] = True
     compares: ClassVar[bool] = True
     needs_baselines: ClassVar[bool] = True
+    opens_elsewhere: ClassVar[bool] = True
     uses_data: ClassVar[tuple[str, ...]] = ("validation",)
 
     scenarios: tuple[Scenario, ...] = Field(
