@@ -195,6 +195,7 @@ class Run:
             subjects=outcome.subjects,
             notes=outcome.notes,
             tables=outcome.tables,
+            charts=outcome.charts,
             facts=outcome.facts,
             gates=verdicts,
             artifact=_reference(model) if model else None,

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field
 
@@ -56,6 +56,36 @@ class TableFigure(Frozen):
     rows: tuple[tuple[str | float | int | None, ...], ...]
 
 
+class Series(Frozen):
+    """The points of one thing in a chart: of a model, an operator, a bound. `x` holds numbers, or names on an axis of names."""
+
+    name: str
+    x: tuple[float | str, ...]
+    y: tuple[float | None, ...]
+    low: tuple[float | None, ...] = Field((), description="lower ends of intervals around `y`; empty where there are none")
+    high: tuple[float | None, ...] = Field((), description="upper ends")
+    labels: tuple[str, ...] = Field((), description="what a reader sees of each point when pointing at it")
+    line: bool = Field(False, description="joined by a line: a curve or a bound, not separate measurements")
+
+
+class ChartFigure(Frozen):
+    """A chart for the report, as data: the report chooses how it looks.
+
+    `bars`: names on x, one bar per point. `points`: y over x. `distribution`: every value of `y` is one sample of the series, `x` is
+    empty. Say in `note` what the reader should see in it.
+    """
+
+    title: str
+    kind: Literal["bars", "points", "distribution"]
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    log_x: bool = False
+    log_y: bool = False
+    stacked: bool = Field(False, description="bars of all series on one another")
+    note: str = ""
+
+
 class Outcome(Frozen):
     """What a step returns. Values only: it crosses a process boundary and is kept in the store as JSON.
 
@@ -68,6 +98,7 @@ class Outcome(Frozen):
     subjects: Mapping[str, Mapping[str, float]] = Field(default_factory=dict)
     samples: tuple[Samples, ...] = Field((), exclude=True, description="kept beside the record as samples.json")
     tables: tuple[TableFigure, ...] = ()
+    charts: tuple[ChartFigure, ...] = ()
     notes: tuple[Note, ...] = ()
     facts: Mapping[str, Any] = Field(default_factory=dict, description="what really executed, read back: providers, precision")
 
