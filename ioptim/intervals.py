@@ -50,36 +50,52 @@ def wilson(successes: float, rows: float, confidence: float) -> Interval:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def median_interval(values: Sequence[float], confidence: float, n: int | None = None) -> Interval | None:
-    """Interval of the median between two order statistics: exact for any distribution, so one slow block cannot move it.
+def quantile_interval(values: Sequence[float], quantile: float, confidence: float, n: int | None = None) -> Interval | None:
+    """Interval of a quantile between two order statistics: exact for any distribution, so one slow block cannot move that of a median.
 
     With `n`, the interval that n values distributed like these would give. None where there are too few values for this confidence
-    (`fewest_for_median`). Source: Conover, Practical Nonparametric Statistics, section 3.2.
+    (`fewest_for_quantile`). Source: Conover, Practical Nonparametric Statistics, section 3.2.
     """
     n = n or len(values)
-    rank = _median_rank(n, confidence)
-    if not rank:
+    lower, upper = _ranks(n, quantile, confidence)
+    if lower < 1 or upper > n:
         return None
     ordered = sorted(values)
-    place = math.ceil(rank * len(ordered) / n)
-    return ordered[place - 1], ordered[-place]
+    return ordered[math.ceil(lower * len(ordered) / n) - 1], ordered[-math.ceil((n + 1 - upper) * len(ordered) / n)]
 
 
-def _median_rank(n: int, confidence: float) -> int:
-    """The largest rank whose order statistic, with its mirror image, holds the median at this confidence; 0 where none does."""
-    if n > 1000:  # the normal limit is exact to the rank by then
-        return int((n - _z(confidence) * math.sqrt(n)) / 2)
-    tail, limit = 0, (1 - confidence) / 2
-    for rank in range(n // 2):
-        tail += math.comb(n, rank)
-        if tail / 2**n > limit:
-            return rank
-    return n // 2
+def _ranks(n: int, quantile: float, confidence: float) -> tuple[int, int]:
+    """The order statistics (counted from 1) between which the quantile lies at this confidence; 0 or n + 1 where none is far enough out.
+
+    Of n values, Binomial(n, quantile) lie below the quantile: it is below value r only if fewer than r do.
+    """
+    if quantile > 0.5:  # the same from the other end, where the terms below do not vanish
+        lower, upper = _ranks(n, 1 - quantile, confidence)
+        return n + 1 - upper, n + 1 - lower
+    tail = (1 - confidence) / 2
+    if n * -math.log1p(-quantile) > 700:  # the first term would vanish, and the normal limit is right to a rank by then
+        z, spread = _z(confidence), math.sqrt(n * quantile * (1 - quantile))
+        skew = (1 - 2 * quantile) * (z * z - 1) / 6
+        return math.floor(n * quantile - z * spread + skew + 0.5), math.ceil(n * quantile + z * spread + skew + 0.5)
+    odds, term = quantile / (1 - quantile), (1 - quantile) ** n
+    below, lower = term, 0  # P(at most `k` values lie below)
+    for k in range(n):
+        if below <= tail:
+            lower = k + 1
+        if below >= 1 - tail:
+            return lower, k + 1
+        term *= odds * (n - k) / (k + 1)
+        below += term
+    return lower, n + 1
 
 
-def fewest_for_median(confidence: float) -> int:
-    """How many values `median_interval` needs: 6 at 0.95."""
-    return math.ceil(1 - math.log2(1 - confidence))
+def fewest_for_quantile(quantile: float, confidence: float) -> int:
+    """How many values `quantile_interval` needs: at 0.95, 6 for the median and 368 for the 1st percentile.
+
+    Below it the rarer side of the quantile may not have been seen at all. Source: Wilks, Determination of Sample Sizes for Setting
+    Tolerance Limits, Annals of Mathematical Statistics 12 (1941) 91-96; here both ends must hold at the confidence.
+    """
+    return math.ceil(math.log((1 - confidence) / 2) / math.log(max(quantile, 1 - quantile)))
 
 
 def bca(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ioptim.core.source import DataSource, ModelSource
+from ioptim.core.step import MeasuringStep
 from ioptim.core.target import Hardware
 from ioptim.errors import IoptimError, PlanError, Problem, UnavailableError
 from ioptim.graph import Grower, Node, in_order, named_steps
@@ -146,4 +147,10 @@ def _table_problems(loaded: Loaded, role: str, source: DataSource) -> list[Probl
         table = source.read()
     except IoptimError as error:
         return [loaded.problem(("data", role), str(error))]
-    return [loaded.problem(("data", role, "columns"), text) for text in loaded.recipe.model.task.check_table(table, role)]
+    task = loaded.recipe.model.task
+    problems = [loaded.problem(("data", role, "columns"), text) for text in task.check_table(table, role)]
+    if role == "validation":
+        for index, step in enumerate(loaded.recipe.steps):
+            texts = step.check_rows(table, task) if isinstance(step, MeasuringStep) else ()
+            problems += [loaded.problem(("steps", index, "gates"), text) for text in texts]
+    return problems

@@ -49,7 +49,7 @@ def run_step(request: dict[str, Any]) -> dict[str, Any]:
         _check_numbers(outcome)
         if outcome.samples:
             (ctx.out / "files").mkdir(exist_ok=True)
-            write_samples(ctx.out / "files", outcome.samples)
+            write_samples(ctx.out / "files", outcome.samples, ctx.hardware.fingerprint)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             text = f"the disk that holds {ctx.out} is full: nothing half-written was kept. Free some room (`ioptim cache prune`)"

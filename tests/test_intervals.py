@@ -54,24 +54,53 @@ def test_wilson() -> None:
 
 
 @pytest.mark.parametrize(("n", "ends"), [(5, None), (6, (1, 6)), (10, (2, 9)), (20, (6, 15))])
-def test_median_interval_reads_the_tabled_order_statistics(n: int, ends: tuple[int, int] | None) -> None:
-    assert intervals.median_interval(list(range(n, 0, -1)), 0.95) == ends
+def test_interval_of_the_median_reads_the_tabled_order_statistics(n: int, ends: tuple[int, int] | None) -> None:
+    assert intervals.quantile_interval(list(range(n, 0, -1)), 0.5, 0.95) == ends
 
 
-def test_median_interval_of_more_values_like_these() -> None:
+def test_interval_of_the_median_of_more_values_like_these() -> None:
     values = list(range(1, 7))
-    assert intervals.median_interval(values, 0.95, 9) == (2, 5)
-    assert intervals.median_interval(values, 0.95, 10_000_000) == (3, 4)
-    many = intervals.median_interval(list(range(1000)), 0.95)
+    assert intervals.quantile_interval(values, 0.5, 0.95, 9) == (2, 5)
+    assert intervals.quantile_interval(values, 0.5, 0.95, 10_000_000) == (3, 4)
+    many = intervals.quantile_interval(list(range(1000)), 0.5, 0.95)
     assert many is not None
-    assert intervals.median_interval(list(range(1000)), 0.95, 1001) == pytest.approx(many, abs=2)
+    assert intervals.quantile_interval(list(range(1000)), 0.5, 0.95, 1011) == pytest.approx(many, abs=2)
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
-def test_fewest_for_median_is_the_first_that_has_one(confidence: float) -> None:
-    fewest = intervals.fewest_for_median(confidence)
-    assert intervals.median_interval([0.0] * fewest, confidence) == (0, 0)
-    assert intervals.median_interval([0.0] * (fewest - 1), confidence) is None
+@pytest.mark.parametrize("quantile", [0.01, 0.5, 0.99])
+def test_fewest_for_a_quantile_is_the_first_that_has_an_interval(quantile: float, confidence: float) -> None:
+    fewest = intervals.fewest_for_quantile(quantile, confidence)
+    assert intervals.quantile_interval([0.0] * fewest, quantile, confidence) == (0, 0)
+    assert intervals.quantile_interval([0.0] * (fewest - 1), quantile, confidence) is None
+
+
+def test_fewest_for_the_quantiles_that_gates_use() -> None:
+    assert [intervals.fewest_for_quantile(q, 0.95) for q in (0.5, 0.01)] == [6, 368]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("quantile", [0.01, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("n", [1000, 5000, 80_000])
+def test_ends_of_a_quantile_hold_their_share_of_the_binomial(quantile: float, n: int) -> None:
+    """Each end is the innermost whose tail is at most 2.5 %; above some thousand values, to a rank."""
+    binom = pytest.importorskip("scipy.stats").binom
+    ends = intervals.quantile_interval(list(range(1, n + 1)), quantile, 0.95)
+    assert ends is not None
+    low, high = ends
+    slack = 1 if n > 5000 else 0
+    assert binom.cdf(low - 1 - slack, n, quantile) <= 0.025 < binom.cdf(low + slack, n, quantile)
+    assert binom.sf(high - 1 + slack, n, quantile) <= 0.025 < binom.sf(high - 2 - slack, n, quantile)
+
+
+def test_the_interval_of_the_1st_percentile_covers_at_least_95_percent_of_10000_columns() -> None:
+    """Order statistics cannot hit 95 % to the point: 500 rows have 98.0 % by the binomial, and never fewer than they say."""
+    rng = np.random.default_rng(4)
+    truth = float(np.log1p(-0.01) * -1)  # of the exponential distribution
+    ordered = np.sort(rng.exponential(size=(10_000, 500)), axis=1)
+    low, high = intervals.quantile_interval(list(range(500)), 0.01, 0.95) or (0, 0)
+    held = ((ordered[:, int(low)] <= truth) & (truth <= ordered[:, int(high)])).mean()
+    assert held == pytest.approx(0.980, abs=0.005)
 
 
 def test_bca_is_deterministic_and_degenerates_to_the_estimate() -> None:

@@ -23,12 +23,16 @@ class Gate(Frozen):
 
     `max_drop` compares paired rows and bounds how much worse the candidate may be, in the metric's own unit.
     `max_ratio` and `min_ratio` bound candidate ÷ baseline; `min_speedup` bounds baseline time ÷ candidate time.
-    `min_value` and `max_value` bound the candidate alone.
+    `min_value` and `max_value` bound the candidate alone. With `slices` the bound holds for every slice of the rows, and the result is
+    the worst slice's.
     """
 
     metric: str = Field(description="name of a metric that the step measures, for example ndcg_at_10 or latency_p50_ms")
     baseline: str = Field("source", description="source, runtime-fp32, or the id of a step whose model is measured beside this one")
     candidate: str | None = Field(None, description="id of the step whose model is judged; every candidate when left out")
+    slices: str | None = Field(
+        None, min_length=1, description="judge every slice of the rows: a column of the validation data, label or input_length"
+    )
     max_drop: float | None = Field(None, ge=0, description="largest loss of quality that still passes, in the metric's unit")
     max_ratio: float | None = Field(None, gt=0, description="largest candidate ÷ baseline that still passes")
     min_ratio: float | None = Field(None, gt=0, description="smallest candidate ÷ baseline that still passes")
@@ -60,8 +64,24 @@ class Gate(Frozen):
 BOUNDS = ("max_drop", "max_ratio", "min_ratio", "min_speedup", "min_value", "max_value")
 
 
+class SliceResult(Frozen):
+    """What a gate with `slices` says about one of them. Nothing is estimated where the rows are too few."""
+
+    name: str
+    n: int = Field(description="rows in it")
+    candidate_value: float | None
+    baseline_value: float | None
+    estimate: float | None = None
+    interval: tuple[float, float] | None = None
+    confidence: float | None = Field(None, description="of the interval: the gate's, or what Holm's correction made of it")
+    verdict: Verdict
+
+
 class GateResult(Frozen):
-    """One gate's verdict with everything needed to understand it without the recipe at hand."""
+    """One gate's verdict with everything needed to understand it without the recipe at hand.
+
+    With `gate.slices`, `slice` names the worst slice, the values, estimate, interval and `n` are its, and `slices` has all of them.
+    """
 
     gate: Gate
     metric: str
@@ -74,6 +94,8 @@ class GateResult(Frozen):
     verdict: Verdict
     reason: str = Field(description="one sentence in words and numbers; when undecided it says which sample size would decide")
     n: int = Field(description="paired rows, blocks or 1")
+    slice: str | None = Field(None, description="the worst slice, which this result is about; None for a gate without slices")
+    slices: tuple[SliceResult, ...] = Field((), description="every slice, the worst first")
 
     @property
     def blocks(self) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
+from statistics import fmean, median
 
 from pydantic import Field
 
@@ -31,6 +33,16 @@ class Metric(Frozen):
     higher_is_better: bool
     description: str
     unit: str = ""
+    quantile: float | None = Field(
+        None, gt=0, lt=1, description="of rows: the metric is this quantile of their values; their mean when left out"
+    )
+
+    def of_rows(self, values: Sequence[float]) -> float:
+        """What the rows of one model come to. A quantile is an order statistic: the smallest value that so many rows do not exceed."""
+        if self.quantile is None:
+            return fmean(values)
+        place = math.ceil(round(self.quantile * len(values), 6))  # 0.01 * 700 is a little more than 7
+        return sorted(values)[place - 1]
 
 
 class Samples(Frozen):
@@ -44,14 +56,25 @@ class Samples(Frozen):
     kind: Kind
     values: Mapping[str, tuple[float | None, ...]]
     rows: tuple[str, ...] = Field((), description="row ids, for paired rows: what a reader looks up in the data")
+    slices: Mapping[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="for paired rows, by the name of a slicing (a column, input_length): the slice of each row"
+    )
+    hardware: Mapping[str, str] = Field(default_factory=dict, description="fingerprint of the machine each subject was measured on")
+
+    def centre(self, numbers: Sequence[float]) -> float | None:
+        """What a reader knows as the metric's value: of rows the mean or the metric's quantile, of blocks the median."""
+        if not numbers:
+            return None
+        return self.metric.of_rows(numbers) if self.kind is Kind.PAIRED_ROWS else median(numbers)
 
 
 SAMPLES_FILE = "samples.json"
 
 
-def write_samples(folder: Path, samples: tuple[Samples, ...]) -> None:
-    """Keep the raw samples beside the figures derived from them."""
-    write_json(folder / SAMPLES_FILE, [sample.model_dump(mode="json") for sample in samples])
+def write_samples(folder: Path, samples: tuple[Samples, ...], hardware: str = "") -> None:
+    """Keep the raw samples beside the figures derived from them; `hardware` is the fingerprint of the machine they were taken on."""
+    stamped = [sample.model_copy(update={"hardware": dict.fromkeys(sample.values, hardware)}) if hardware else sample for sample in samples]
+    write_json(folder / SAMPLES_FILE, [sample.model_dump(mode="json") for sample in stamped])
 
 
 def read_samples(folder: Path) -> tuple[Samples, ...]:

@@ -181,6 +181,8 @@ class Step(Frozen, ABC):
     needs_baselines: ClassVar[bool] = False
     compares: ClassVar[bool] = False
     """Whether it takes several models at once."""
+    uses_price: ClassVar[bool] = False
+    """Whether its figures depend on the targets' prices, which are then part of its key."""
     opens_elsewhere: ClassVar[bool] = False
     """Whether it opens every model in a process of the model's own, and so needs none of their libraries in its own."""
     inserted_only: ClassVar[bool] = False
@@ -227,3 +229,11 @@ class MeasuringStep(Step, ABC):
     def metric_names(self, task: Task) -> Sequence[str]:
         """Names that a gate on this step may use."""
         return ()
+
+    def check_rows(self, table: Table, task: Task) -> list[str]:
+        """Objections to gates that these validation rows cannot answer; asked where a plan can read the rows."""
+        return [
+            f"gate on {gate.metric}: slices are of rows, and {self.step} measures no rows; leave `slices` out"
+            for gate in self.gates
+            if gate.slices is not None
+        ]

@@ -49,6 +49,9 @@ class Task(Frozen, ABC):
     output: ClassVar[str] = ""
     """Name of the output that `score` reads, and what the only output of a module that does not name it is called."""
 
+    length_unit: ClassVar[str] = ""
+    """What inputs are counted in (`tokens`); empty where all have the same size."""
+
     def check_table(self, table: Table, role: str) -> list[str]:
         """Objections to the data: a missing column (lists those there are), an empty value, too few rows."""
         wanted = self.columns if role == "validation" else self.calibration_columns
@@ -86,6 +89,10 @@ class Task(Frozen, ABC):
             StepError: the task cannot tell, and what the recipe must say so that it can.
         """
         raise StepError(f"the task {self.task} cannot feed a torch module that takes {', '.join(parameters)}")
+
+    def input_lengths(self, table: Table, model: ModelArtifact) -> list[int]:
+        """How long each row is as the model sees it, in `length_unit`; of a row with several examples, the longest."""
+        raise NotImplementedError(f"{self.task} has no length_unit, so nobody may ask it for lengths")
 
     def notes(self, table: Table, model: ModelArtifact) -> list[str]:
         """What `examples` had to change so that the model takes the rows: how many texts were cut, and where."""

@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from ioptim.core import slices
 from ioptim.core.artifact import ModelArtifact
 from ioptim.core.metrics import Kind, Samples
 from ioptim.core.step import Context, Level, MeasuringStep, Note, Outcome, TableFigure, Where
@@ -47,11 +47,13 @@ class Validate(MeasuringStep):
     a batch, so nothing is ever padded; a model with dynamic int8 activations still answers slightly differently, for one scale
     is taken over the whole batch.
 
-    Beside the task's metrics it measures fidelity to the source model, which needs no labels: `output_cosine_mean` and, for
-    classifiers, `top1_agreement`. `files/rows.jsonl` keeps every row's value of every metric for every model.
+    Beside the task's metrics it measures fidelity to the source model, which needs no labels: `output_cosine_mean`,
+    `output_cosine_p1` and, for classifiers, `top1_agreement` and `output_kl`. `files/rows.jsonl` keeps every row's value of every
+    metric for every model. The samples say which slice each row is in, so that a gate with `slices` can be added later.
 
     Raises:
-        StepError: an output holds NaN (names the model, the output and the row), a batch that the model does not take.
+        StepError: an output holds NaN (names the model, the output and the row), a batch that the model does not take, a gate's
+            `slices` that the rows do not have.
     """
 
     step: Literal["validate"] = "validate"
@@ -68,20 +70,32 @@ class Validate(MeasuringStep):
         return [metric.name for metric in (*task.metrics, *fidelity.metrics_for(task))]
 
     def check(self, where: Where) -> list[str]:
-        """A gate on rows bounds a drop, a ratio or a value, never a speedup."""
+        """A gate on rows bounds a drop, a ratio or a value, never a speedup; on a quantile of rows a value."""
+        quantiles = {metric.name for metric in fidelity.METRICS if metric.quantile is not None}
         return [
             f"gate on {gate.metric}: min_speedup is for times and throughputs; on rows use max_drop, min_ratio or min_value"
             for gate in self.gates
             if gate.bound[0] == "min_speedup"
+        ] + [
+            f"gate on {gate.metric}: {gate.bound[0]} does not fit a quantile of rows; use min_value or max_value"
+            for gate in self.gates
+            if gate.metric in quantiles and gate.bound[0] not in ("min_speedup", "min_value", "max_value")
         ]
+
+    def check_rows(self, table: Table, task: Task) -> list[str]:
+        """Objections to gates whose `slices` these rows do not have."""
+        asked = {gate.slices: gate.metric for gate in self.gates if gate.slices is not None}
+        return [f"gate on {metric}: {text}" for name, metric in asked.items() if (text := slices.objection(name, table, task))]
 
     def run(self, model: ModelArtifact, ctx: Context) -> Outcome:
         table = ctx.table("validation")
+        if objections := self.check_rows(table, ctx.task):
+            raise StepError("; ".join(objections))  # before an hour of measuring, where the plan could not read the rows
         models = {**ctx.baselines, **ctx.candidates}
         subjects = _measured(models, table, self.batch_size, ctx)
         scores = {name: _scores(ctx.task, subjects[name], table, models[name]) for name in models}
         unlike = _add_fidelity(scores, subjects, ctx.task, len(table))
-        samples = _samples(scores, ctx.task, table)
+        samples = _samples(scores, ctx.task, table, _slicings(ctx.task, table, models))
         _keep_rows(ctx.out / "files", samples, table)
         means = _means(samples, list(models))
         return Outcome(
@@ -89,7 +103,7 @@ class Validate(MeasuringStep):
             subjects=means,
             samples=samples,
             tables=(_overview(means, samples), *_changed(samples, list(ctx.candidates), table, self.changed_rows)),
-            notes=(*_notes(samples, list(ctx.candidates), ctx.task.notes(table, models[next(iter(models))])), *unlike),
+            notes=(*_notes(samples, list(ctx.candidates), ctx.task.notes(table, _first(models))), *unlike),
             facts={"rows": len(table), "data": table.origin, "executed": {name: dict(s.facts) for name, s in subjects.items()}},
         )
 
@@ -109,9 +123,7 @@ def _measured(models: Mapping[str, ModelArtifact], table: Table, batch_size: int
     return found
 
 
-def _run_model(
-    name: str, model: ModelArtifact, table: Table, batch_size: int, ctx: Context, done: float, share: float
-) -> _Subject:
+def _run_model(name: str, model: ModelArtifact, table: Table, batch_size: int, ctx: Context, done: float, share: float) -> _Subject:
     examples = list(ctx.task.examples(table, model))
     per_row, rest = divmod(len(examples), len(table))  # a row may need several: a query and a passage
     if not per_row or rest:
@@ -152,8 +164,7 @@ def _check_batch(name: str, session: Session, batch_size: int) -> None:
         if spec.shape and isinstance(spec.shape[0], int) and spec.shape[0] != batch_size:
             raise StepError(
                 f"{name} takes batches of {spec.shape[0]} only (input {spec.name!r} has shape {list(spec.shape)}), and batch_size"
-                f" is {batch_size}. Export it with a varying batch axis"
-                + (", or set batch_size: 1" if spec.shape[0] == 1 else "")
+                f" is {batch_size}. Export it with a varying batch axis" + (", or set batch_size: 1" if spec.shape[0] == 1 else "")
             )
 
 
@@ -162,9 +173,7 @@ def _split(name: str, outputs: Mapping[str, np.ndarray], count: int) -> Iterator
     for key, array in outputs.items():
         if array.ndim == 0 or array.shape[0] != count:
             shape = list(array.shape)
-            raise StepError(
-                f"{name}: the output {key!r} has shape {shape} for {count} examples; its first axis must be the batch"
-            )
+            raise StepError(f"{name}: the output {key!r} has shape {shape} for {count} examples; its first axis must be the batch")
     for i in range(count):
         yield {key: array if count == 1 else array[i : i + 1] for key, array in outputs.items()}
 
@@ -202,12 +211,22 @@ def _add_fidelity(scores: Mapping[str, Scores], subjects: Mapping[str, _Subject]
     return notes
 
 
-def _samples(scores: Mapping[str, Scores], task: Task, table: Table) -> tuple[Samples, ...]:
+def _first(models: Mapping[str, ModelArtifact]) -> ModelArtifact:
+    """The source model, where there is one; all have its tokenizer."""
+    return models[next(iter(models))]
+
+
+def _slicings(task: Task, table: Table, models: Mapping[str, ModelArtifact]) -> dict[str, tuple[str, ...]]:
+    lengths = task.input_lengths(table, _first(models)) if task.length_unit else None
+    return slices.slicings(table, lengths, task.length_unit)
+
+
+def _samples(scores: Mapping[str, Scores], task: Task, table: Table, slicings: Mapping[str, tuple[str, ...]]) -> tuple[Samples, ...]:
     found = []
     for metric in (*task.metrics, *fidelity.metrics_for(task)):
         values = {name: mine[metric.name] for name, mine in scores.items() if metric.name in mine}
         if values:
-            found.append(Samples(metric=metric, kind=Kind.PAIRED_ROWS, values=values, rows=table.rows))
+            found.append(Samples(metric=metric, kind=Kind.PAIRED_ROWS, values=values, rows=table.rows, slices=slicings))
     return tuple(found)
 
 
@@ -215,14 +234,20 @@ def _samples(scores: Mapping[str, Scores], task: Task, table: Table) -> tuple[Sa
 
 
 def _means(samples: Sequence[Samples], names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The metric of each model; left out where a row has no number, for a mean over the rest would flatter."""
+    """The metric of each model; left out where a row has no number, for a mean over the rest would flatter, or rows are too few."""
     means: dict[str, dict[str, float]] = {name: {} for name in names}
     for sample in samples:
         for name, column in sample.values.items():
             numbers = [value for value in column if value is not None]
-            if numbers and len(numbers) == len(column):
-                means[name][sample.metric.name] = fmean(numbers)
+            if numbers and len(numbers) == len(column) and not _too_few(sample):
+                means[name][sample.metric.name] = sample.metric.of_rows(numbers)
     return means
+
+
+def _too_few(sample: Samples) -> int:
+    """How many rows a quantile would need, where there are fewer; else 0."""
+    needed = fidelity.fewest_rows(sample.metric.quantile) if sample.metric.quantile is not None else 0
+    return needed if len(sample.rows) < needed else 0
 
 
 def _own_metrics(
@@ -245,6 +270,8 @@ def _notes(samples: Sequence[Samples], candidates: Sequence[str], from_task: Seq
     yield from (Note(text=text) for text in from_task)
     for sample in samples:
         name = sample.metric.name
+        if needed := _too_few(sample):
+            yield Note(text=f"{name} is not reported: it needs at least {needed} rows, and there are {len(sample.rows)}")
         for subject, column in sample.values.items():
             if holes := column.count(None):
                 text = f"{name} of {subject} is not a number in {holes} of {len(column)} rows: it has no mean"
@@ -305,5 +332,6 @@ def _keep_rows(folder: Path, samples: Sequence[Samples], table: Table) -> None:
     folder.mkdir(exist_ok=True)
     with (folder / "rows.jsonl").open("w") as file:
         for i, row in enumerate(table.rows):
-            values = {s.metric.name: {name: column[i] for name, column in s.values.items()} for s in samples}
+            by_row = [s for s in samples if s.metric.quantile is None]  # a quantile is of values that stand there already
+            values = {s.metric.name: {name: column[i] for name, column in s.values.items()} for s in by_row}
             file.write(json.dumps({"row": row, **values}) + "\n")

@@ -26,6 +26,7 @@ class TextTask(Task, ABC):
     """A task whose rows are texts. The tokenizer is the model's own `tokenizer.json`, run without transformers."""
 
     libraries = ("numpy", "tokenizers")
+    length_unit = "tokens"
     max_length: int | None = Field(None, ge=4, description="tokens a text is cut at; the model's limit, at most 512, when left out")
 
     @abstractmethod
@@ -96,6 +97,12 @@ class TextTask(Task, ABC):
     def lengths(self, texts: Sequence[str], model: ModelArtifact) -> list[int]:
         """Tokens of each text as the model sees it, padding not counted."""
         return [len(encoding.ids) for encoding in self._encoded(texts, model)]
+
+    def input_lengths(self, table: Table, model: ModelArtifact) -> list[int]:
+        """Tokens of each row's longest text."""
+        lengths = self.lengths(self.texts(table), model)
+        per_row = len(lengths) // len(table)
+        return [max(lengths[i : i + per_row]) for i in range(0, len(lengths), per_row)]
 
     def longest(self, model: ModelArtifact) -> int:
         """Tokens a text is cut at.

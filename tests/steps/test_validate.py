@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,10 @@ class LengthTask(Task):
     columns = {"sentence": "text", "label": "class"}
     calibration_columns = {"sentence": "text"}
     output = "logits"
+    length_unit = "letters"
+
+    def input_lengths(self, table: Table, model: ModelArtifact) -> list[int]:
+        return [len(text) for text in table.columns["sentence"]]
 
     def examples(self, table: Table, model: ModelArtifact) -> Iterator[dict[str, Any]]:
         for text in table.columns["sentence"]:
@@ -110,9 +115,7 @@ class FakeContext:
         return self.rows
 
     def open(self, model: ModelArtifact) -> FakeSession:
-        assert all(session.closed for name, session in self.sessions.items() if name in self.opened), (
-            "two models in memory at once"
-        )
+        assert all(session.closed for name, session in self.sessions.items() if name in self.opened), "two models in memory at once"
         self.opened.append(model.digest)
         return self.sessions[model.digest]
 
@@ -120,9 +123,7 @@ class FakeContext:
         self.told.append((done, message))
 
 
-def run(
-    out: Path, candidates: Sequence[str] = ("int8",), step: Validate | None = None, **forwards: Forward
-) -> tuple[Outcome, FakeContext]:
+def run(out: Path, candidates: Sequence[str] = ("int8",), step: Validate | None = None, **forwards: Forward) -> tuple[Outcome, FakeContext]:
     ctx = FakeContext(out, {name: FakeSession(forward) for name, forward in forwards.items()}, candidates)
     outcome = (step or Validate()).run(ModelArtifact(path=out, format=Format.NULL, entry="m"), ctx)  # type: ignore[arg-type]
     return outcome, ctx
@@ -145,6 +146,7 @@ def test_every_row_of_every_model_is_kept_in_the_order_of_the_data(tmp_path: Pat
         "loss": {"source": 1.0, "int8": 0.0},
         "output_cosine_mean": {"source": 1.0, "int8": 0.0},
         "top1_agreement": {"source": 1.0, "int8": 0.0},
+        "output_kl": {"source": 0.0, "int8": pytest.approx(math.tanh(0.5))},
     }
     assert ctx.told[-1] == (1.0, "scoring")
     assert [done for done, _ in ctx.told] == sorted(done for done, _ in ctx.told)
@@ -177,6 +179,7 @@ def test_notes_count_changed_rows_and_pass_on_what_was_cut(tmp_path: Path) -> No
         "1 of 6 texts were cut at 5 tokens",
         "accuracy of int8 differs from source's in 2 of 6 rows: 1 worse, 1 better",
         "loss of int8 differs from source's in 2 of 6 rows: 1 worse, 1 better",
+        "output_cosine_p1 is not reported: it needs at least 299 rows, and there are 6",
     ]
 
 
@@ -241,9 +244,7 @@ def test_outputs_of_another_shape_have_no_fidelity_and_that_is_said(tmp_path: Pa
     outcome, _ = run(tmp_path, source=parity, int8=padded)
     assert "int8" not in sample(outcome, "output_cosine_mean").values
     assert outcome.notes[-1].level is Level.WARNING
-    assert (
-        outcome.notes[-1].text == "the outputs of int8 have other shapes than the source model's: their fidelity was not measured"
-    )
+    assert outcome.notes[-1].text == "the outputs of int8 have other shapes than the source model's: their fidelity was not measured"
 
 
 def test_a_row_without_a_number_leaves_no_mean(tmp_path: Path) -> None:
@@ -262,7 +263,96 @@ def test_a_row_without_a_number_leaves_no_mean(tmp_path: Path) -> None:
 
 def test_gates_may_use_the_task_s_metrics_and_the_fidelity_but_no_speedup() -> None:
     step = Validate(gates=(Gate(metric="accuracy", min_speedup=2),))
-    assert step.metric_names(LengthTask()) == ["accuracy", "loss", "output_cosine_mean", "top1_agreement"]
+    assert step.metric_names(LengthTask()) == ["accuracy", "loss", "output_cosine_mean", "output_cosine_p1", "top1_agreement", "output_kl"]
     assert step.check(None) == [  # type: ignore[arg-type]
         "gate on accuracy: min_speedup is for times and throughputs; on rows use max_drop, min_ratio or min_value"
     ]
+
+
+def test_a_gate_on_a_quantile_bounds_a_value() -> None:
+    step = Validate(gates=(Gate(metric="output_cosine_p1", max_drop=0.1), Gate(metric="output_cosine_p1", min_value=0.9)))
+    assert step.check(None) == [  # type: ignore[arg-type]
+        "gate on output_cosine_p1: max_drop does not fit a quantile of rows; use min_value or max_value"
+    ]
+
+
+# --- slices
+
+
+def test_the_samples_say_which_slice_each_row_is_in(tmp_path: Path) -> None:
+    outcome, _ = run(tmp_path, source=parity, int8=afraid_of_v)
+    for each in outcome.samples:
+        assert each.slices == {
+            "label": ("1", "0", "1", "1", "1", "1"),
+            "sentence": TEXTS,
+            "input_length": ("3 letters", "4 letters", "5 letters", "3 letters", "4 letters", "5 letters"),
+        }
+
+
+@pytest.mark.parametrize(
+    ("name", "objection"),
+    [
+        ("lable", "test.tsv has no column 'lable' to slice by; did you mean 'label'? There are: label, input_length"),
+        ("topic", "test.tsv has no column 'topic' to slice by. There are: label, input_length"),
+        ("sentence", "the column 'sentence' does not slice the rows: it has 60 different values, and 2 to 50 can be judged"),
+        ("fold", "the column 'fold' does not slice the rows: it has 1 different value, and 2 to 50 can be judged"),
+        ("image", "the column 'image' does not slice the rows: its values are no names, and 2 to 50 can be judged"),
+    ],
+)
+def test_slices_that_the_rows_do_not_have_are_refused_before_anything_runs(tmp_path: Path, name: str, objection: str) -> None:
+    columns = {"sentence": [f"text {i}" for i in range(60)], "label": [0, 1] * 30, "fold": ["a"] * 60, "image": [np.zeros(2)] * 60}
+    table = Table(columns=columns, rows=tuple(map(str, range(60))), origin="test.tsv")
+    step = Validate(gates=(Gate(metric="accuracy", max_drop=0.1, slices=name),))
+    assert step.check_rows(table, LengthTask()) == [f"gate on accuracy: {objection}"]
+    ctx = FakeContext(tmp_path, {"source": FakeSession(parity)}, ["source"], table)
+    with pytest.raises(StepError, match="gate on accuracy: "):
+        step.run(ctx.candidates["source"], ctx)  # type: ignore[arg-type]
+    assert not ctx.opened
+
+
+def test_inputs_of_one_size_have_no_length_to_slice_by() -> None:
+    class Square(LengthTask):
+        length_unit = ""
+
+    step = Validate(gates=(Gate(metric="accuracy", max_drop=0.1, slices="input_length"),))
+    assert step.check_rows(TABLE, Square()) == [
+        "gate on accuracy: all inputs of length have the same size, so there is no input_length; there is sentence, label"
+    ]
+    assert step.check_rows(TABLE, LengthTask()) == []
+
+
+# --- fidelity
+
+
+def classifier(*logits: float) -> Forward:
+    return lambda letters: {"logits": np.tile(np.array([logits], dtype="float32"), (len(letters), 1))}
+
+
+def test_divergence_is_that_of_the_probabilities_in_nats(tmp_path: Path) -> None:
+    outcome, _ = run(tmp_path, source=classifier(math.log(3), 0), int8=classifier(0, 0))
+    kl = sample(outcome, "output_kl").values
+    expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert kl["int8"] == pytest.approx([expected] * 6, rel=1e-6)
+    assert kl["source"] == (0,) * 6
+
+
+def test_divergence_of_huge_logits_is_a_number_and_of_infinite_ones_is_none(tmp_path: Path) -> None:
+    outcome, _ = run(tmp_path, source=classifier(0, 0), int8=classifier(2000, 0), broken=classifier(float("inf"), 0))
+    kl = sample(outcome, "output_kl").values
+    assert kl["int8"] == pytest.approx([1000 - math.log(2)] * 6)
+    assert kl["broken"] == (None,) * 6
+
+
+def test_the_1st_percentile_of_the_cosine_is_reported_from_299_rows_on(tmp_path: Path) -> None:
+    def wrong_on_long(letters: Any) -> dict[str, Any]:
+        logits = parity(letters)["logits"]
+        return {"logits": logits[:, ::-1] if letters.shape[1] == 9 else logits}
+
+    texts = ["eight nn"] * 295 + ["nine nine"] * 5
+    columns = {"sentence": texts, "label": [0] * 300}
+    for rows, expected in ((300, 0.0), (299, 0.0), (298, None)):
+        table = Table(columns={k: v[300 - rows :] for k, v in columns.items()}, rows=tuple(map(str, range(rows))), origin="t")
+        ctx = FakeContext(tmp_path, {"source": FakeSession(parity), "int8": FakeSession(wrong_on_long)}, ["int8"], table)
+        outcome = Validate().run(ctx.candidates["int8"], ctx)  # type: ignore[arg-type]
+        assert outcome.metrics.get("output_cosine_p1") == expected
+        assert outcome.metrics["output_cosine_mean"] == pytest.approx((rows - 5) / rows)

@@ -151,13 +151,13 @@ def test_continuous_scores() -> None:
 
 
 def test_every_row_lower_by_exactly_the_bound_passes() -> None:
-    lower = scores(NDCG, Kind.PAIRED_ROWS, int8=[0.4] * 20, source=[0.5] * 20)
+    lower = scores(NDCG, Kind.PAIRED_ROWS, int8=[0.4] * 30, source=[0.5] * 30)
     assert one(lower, max_drop=0.1).verdict is Verdict.PASS
     assert one(lower, max_drop=0.099).verdict is Verdict.FAIL
 
 
 def test_a_drop_is_worse_whichever_way_the_metric_points() -> None:
-    result = one(scores(LOSS, Kind.PAIRED_ROWS, int8=[0.5] * 20, source=[0.3] * 20), max_drop=0.1)
+    result = one(scores(LOSS, Kind.PAIRED_ROWS, int8=[0.5] * 30, source=[0.3] * 30), max_drop=0.1)
     assert result.verdict is Verdict.FAIL
     assert result.reason.startswith("loss of int8 rose by 0.2 against source (0.3 to 0.5;")
 

@@ -1,0 +1,236 @@
+"""Who is judged against whom, and what follows for all rows or for the worst slice of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+
+from ioptim.core.gate import Gate, GateResult, SliceResult, Verdict
+from ioptim.core.metrics import Kind, Metric, Samples
+from ioptim.core.slices import rows_of
+from ioptim.errors import PlanError
+from ioptim.gates import words
+from ioptim.gates.evidence import Case, Evidence, decide, evidence, fewest, numbers
+from ioptim.gates.words import Finding
+
+_FITS = {
+    Kind.PAIRED_ROWS: ("max_drop", "max_ratio", "min_ratio", "min_value", "max_value"),
+    Kind.BLOCKS: ("max_ratio", "min_ratio", "min_speedup", "min_value", "max_value"),
+    Kind.EXACT: ("max_ratio", "min_ratio", "min_value", "max_value"),
+}
+_OF_A_QUANTILE = ("min_value", "max_value")
+"""The quantiles of two columns are not paired: no interval here is right for their difference."""
+_WORST_FIRST = (Verdict.FAIL, Verdict.UNDECIDED, Verdict.PASS)
+
+
+def judge(gate: Gate, samples: Sequence[Samples], candidates: Sequence[str]) -> tuple[GateResult, ...]:
+    """One verdict for each candidate that the gate names (for all when it names none), never for a model against itself.
+
+    Raises:
+        PlanError: the metric, candidate, baseline or slicing was not measured (lists those that were), the bound does not fit the
+            metric, or times of different hardware would be compared.
+    """
+    sample = _sample_of(gate, samples)
+    kind, _ = gate.bound
+    fitting = fitting_bounds(sample.kind, sample.metric)
+    if kind not in fitting:
+        raise _refused(gate, f"{kind} does not fit this metric; use one of {', '.join(fitting)}")
+    baseline = _baseline_of(gate, sample)
+    judged = [_judge_one(gate, sample, name, baseline) for name in _candidates_of(gate, sample, candidates) if name != baseline]
+    if not judged:
+        raise _refused(gate, f"the only candidate is its own baseline, {gate.baseline!r}; name another baseline")
+    return tuple(judged)
+
+
+def fitting_bounds(kind: Kind, metric: Metric) -> tuple[str, ...]:
+    """The bounds that a gate on this metric may have."""
+    return _OF_A_QUANTILE if metric.quantile is not None else _FITS[kind]
+
+
+def _judge_one(gate: Gate, sample: Samples, candidate: str, baseline: str | None) -> GateResult:
+    _same_hardware(gate, sample, candidate, baseline)
+    columns = sample.values[candidate], sample.values[baseline] if baseline is not None else ()
+    whole = Case(gate, sample, (candidate, baseline), columns)
+    findings = sorted(_findings(list(_sliced(whole)) if gate.slices else [whole]), key=_worst_first)
+    worst = findings[0]
+    return GateResult(
+        gate=gate,
+        metric=gate.metric,
+        candidate=candidate,
+        baseline=baseline,
+        candidate_value=worst.values[0],
+        baseline_value=worst.values[1],
+        estimate=worst.evidence.estimate if worst.evidence else None,
+        interval=worst.interval,
+        verdict=worst.verdict,
+        reason=words.reason(findings),
+        n=worst.case.n,
+        slice=worst.case.slice,
+        slices=tuple(_slice_result(finding) for finding in findings if finding.case.slice is not None),
+    )
+
+
+# --- what follows from the samples
+
+
+def _findings(cases: Sequence[Case]) -> Iterator[Finding]:
+    """A verdict on every case: all rows alone, or every slice of them. Nothing is merged and nothing left out.
+
+    "No slice is worse than the bound" is true only when all its parts are, so a pass needs every slice to pass, each at the gate's
+    confidence: more slices make that harder by themselves, and no correction is due (an intersection-union test; Berger,
+    Multiparameter Hypothesis Testing and Acceptance Sampling, Technometrics 24 (1982) 295-300).
+
+    "Some slice is worse" could come true by chance in any of m slices, so a fail is corrected: by Holm's step-down, with which a model
+    that is good enough in every slice is failed in no more than (1 - confidence) / 2 of all measurements, however many slices there are
+    (Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6 (1979) 65-70).
+
+    A slice with too few rows is undecided, which keeps the gate from passing. It does not count among the m: it could not fail, and
+    its size says nothing about its outcome.
+    """
+    strictest = _corrected(cases[0].gate, len(cases))
+    stopped = {i: obstacle for i, case in enumerate(cases) if (obstacle := _obstacle(case, strictest)) is not None}
+    found = {i: evidence(case) for i, case in enumerate(cases) if i not in stopped}
+    asked_at = _step_down(cases, found)
+    for i, case in enumerate(cases):
+        if i in stopped:
+            yield Finding(case, *stopped[i])
+        else:
+            verdict = decide(case.gate, found[i], case.n, asked_at[i])
+            yield Finding(case, verdict, "", found[i], case.gate.confidence if verdict is Verdict.PASS else asked_at[i])
+
+
+def _step_down(cases: Sequence[Case], found: dict[int, Evidence]) -> dict[int, float]:
+    """The confidence at which each case was asked whether it fails: the first at which it did, else the last of the steps.
+
+    Each step asks those still standing at 1 - (1 - confidence) / how many they are, and goes on while one more falls.
+    """
+    standing, asked_at = set(found), dict[int, float]()
+    while standing:
+        level = _corrected(cases[0].gate, len(standing))
+        asked_at |= dict.fromkeys(standing, level)
+        fallen = {i for i in standing if decide(cases[i].gate, found[i], cases[i].n, level) is Verdict.FAIL}
+        if not fallen:
+            break
+        standing -= fallen
+    return asked_at
+
+
+def _corrected(gate: Gate, m: int) -> float:
+    return gate.confidence if m == 1 else 1 - (1 - gate.confidence) / m
+
+
+def _obstacle(case: Case, confidence: float) -> tuple[Verdict, str] | None:
+    """Why there is nothing to estimate, with the verdict that follows; every way to have none is told apart.
+
+    A gap fails: a model without an answer is not as good as one with.
+    """
+    for name, column in zip(case.names, case.columns, strict=True):
+        if holes := len(column) - len(numbers(column)):
+            where = "" if case.kind is Kind.EXACT else f" in {holes} of {words.count(len(column), case.kind)}"
+            return Verdict.FAIL, f"{case.metric.name} of {name} is not a number{where}"
+    if (baseline := case.names[1]) is not None and len(case.baseline) != case.n:
+        here, there = (words.count(n, case.kind) for n in (case.n, len(case.baseline)))
+        return Verdict.UNDECIDED, f"{case.metric.name} is not paired: {case.names[0]} has {here}, {baseline} has {there}"
+    if case.n < (least := fewest(case, confidence)):
+        at = words.percent(case.gate.confidence if case.quantile is None else confidence)
+        return Verdict.UNDECIDED, (
+            f"{words.count(case.n, case.kind)} of {case.metric.name} cannot decide at {at} confidence: at least {least} can"
+        )
+    no_ratio = _no_ratio(case)
+    return (Verdict.UNDECIDED, no_ratio) if no_ratio else None
+
+
+def _no_ratio(case: Case) -> str:
+    if case.gate.bound[0] not in ("max_ratio", "min_ratio", "min_speedup"):
+        return ""
+    for name, column in zip(case.names, (case.candidate, case.baseline), strict=True):
+        if min(column) < 0 or fmean(column) == 0 or (case.kind is Kind.BLOCKS and min(column) == 0):
+            return f"{case.metric.name} of {name} is zero or negative: it has no ratio"
+    return ""
+
+
+def _worst_first(finding: Finding) -> tuple[int, bool, float]:
+    """By verdict; then what has no estimate; then by the estimate."""
+    if finding.evidence is None:
+        return _WORST_FIRST.index(finding.verdict), finding.verdict is not Verdict.FAIL, 0.0
+    sign = -1 if finding.case.gate.bound[0].startswith("max") else 1
+    return _WORST_FIRST.index(finding.verdict), finding.verdict is Verdict.FAIL, sign * finding.evidence.estimate
+
+
+def _slice_result(finding: Finding) -> SliceResult:
+    assert finding.case.slice is not None
+    return SliceResult(
+        name=finding.case.slice,
+        n=finding.case.n,
+        candidate_value=finding.values[0],
+        baseline_value=finding.values[1],
+        estimate=finding.evidence.estimate if finding.evidence else None,
+        interval=finding.interval,
+        confidence=finding.confidence if finding.interval else None,
+        verdict=finding.verdict,
+    )
+
+
+# --- who is judged against whom
+
+
+def _sample_of(gate: Gate, samples: Sequence[Samples]) -> Samples:
+    names = [sample.metric.name for sample in samples]
+    if gate.metric not in names:
+        raise PlanError(f"gate: no metric {gate.metric!r} was measured{_instead(gate.metric, names)}")
+    return samples[names.index(gate.metric)]
+
+
+def _candidates_of(gate: Gate, sample: Samples, candidates: Sequence[str]) -> list[str]:
+    chosen = [name for name in candidates if gate.candidate in (None, name)]
+    if not chosen:
+        raise _refused(gate, f"no candidate {gate.candidate!r} was measured{_instead(gate.candidate or '', candidates)}")
+    if missing := [name for name in chosen if name not in sample.values]:
+        raise _refused(gate, f"it was not measured for {', '.join(missing)}, only for {', '.join(sample.values)}")
+    return chosen
+
+
+def _baseline_of(gate: Gate, sample: Samples) -> str | None:
+    if not gate.needs_baseline:
+        return None
+    if gate.baseline not in sample.values:
+        raise _refused(gate, f"no baseline {gate.baseline!r} was measured{_instead(gate.baseline, list(sample.values))}")
+    return gate.baseline
+
+
+def _same_hardware(gate: Gate, sample: Samples, candidate: str, baseline: str | None) -> None:
+    """Times of two machines have no ratio; scores of rows and sizes do."""
+    if sample.kind is not Kind.BLOCKS or baseline is None:
+        return
+    here, there = (sample.hardware.get(name) for name in (candidate, baseline))
+    if here != there:
+        raise _refused(
+            gate,
+            f"{baseline} was measured on other hardware ({there or 'unknown'}) than {candidate} ({here or 'unknown'});"
+            " times compare only on one machine, so measure both on it",
+        )
+
+
+def _sliced(whole: Case) -> Iterator[Case]:
+    name, sample = whole.gate.slices, whole.sample
+    assert name is not None
+    if sample.kind is not Kind.PAIRED_ROWS:
+        raise _refused(whole.gate, "slices are of rows, and this metric is not measured on rows; leave `slices` out")
+    if name not in sample.slices:
+        raise _refused(whole.gate, f"no slices by {name!r} were kept{_instead(name, list(sample.slices))}")
+    slices, columns = sample.slices[name], [column for column in whole.columns if column]
+    if any(len(column) != len(slices) for column in columns):
+        raise _refused(whole.gate, f"the slices by {name!r} name {len(slices)} rows; there are {', '.join(str(len(c)) for c in columns)}")
+    for part, rows in rows_of(slices).items():
+        candidate, baseline = (tuple(column[i] for i in rows) if column else () for column in whole.columns)
+        yield Case(whole.gate, sample, whole.names, (candidate, baseline), part)
+
+
+def _refused(gate: Gate, why: str) -> PlanError:
+    return PlanError(f"gate on {gate.metric}: {why}")
+
+
+def _instead(wanted: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(wanted, names, n=1)
+    return f"; there are {', '.join(names) or 'none'}" + (f" (did you mean {close[0]!r}?)" if close else "")
