@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ioptim.core.gate import Verdict
 from ioptim.core.metrics import Samples, read_samples
 from ioptim.core.record import NodeRecord, RunRecord
 
@@ -31,6 +32,8 @@ class Board:
     """Every metric, in the order of those of equal weight."""
     judged: tuple[str, ...]
     """Metrics that a gate is on."""
+    passed: frozenset[tuple[str, str]]
+    """(candidate, metric) whose every gate passed: what was lost there was allowed."""
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -62,6 +65,10 @@ class Board:
     def latency(self) -> str | None:
         """The metric that a chart of quality against speed has on its axis."""
         return next((metric for metric in self.metrics if "latency_p50" in metric), None)
+
+    @property
+    def throughput(self) -> str | None:
+        return next((metric for metric in self.metrics if metric.startswith("throughput_per_s")), None)
 
 
 def boards(run: RunRecord) -> tuple[Board, ...]:
@@ -96,6 +103,10 @@ def _board(target: str | None, nodes: Sequence[NodeRecord]) -> Board:
         higher=higher,
         order=tuple(every),
         judged=tuple(dict.fromkeys(gate.metric for gate in gates)),
+        passed=frozenset(
+            {(gate.candidate, gate.metric) for gate in gates}
+            - {(gate.candidate, gate.metric) for gate in gates if gate.verdict is not Verdict.PASS}
+        ),
     )
 
 

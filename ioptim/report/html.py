@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from html import escape
+from typing import Any
 
 VOID = {"br", "meta", "line", "rect", "circle", "path"}
 
@@ -35,9 +37,16 @@ def scroll(table: Html, label: str) -> Html:
     return el("div", table, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 
-def raw_css(css: str) -> Html:
-    """Our own style sheet; the one text that is not escaped."""
-    return Html(f"<style>{css}</style>")
+def data(value: Any) -> Html:
+    """A JSON block for the page's script to read. It runs nothing, and no text in it can end it."""
+    written = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    return Html(f'<script type="application/json">{written}</script>')
+
+
+def verbatim(tag: str, content: str, **attributes: object) -> Html:
+    """A `style` or `script` of our own or of plotly.js; its content is the one that is not escaped."""
+    written = "".join(_attribute(name, value) for name, value in attributes.items())
+    return Html(f"<{tag}{written}>{content}</{tag}>")
 
 
 def _child(child: Child) -> str:

@@ -11,7 +11,7 @@ from ioptim.core.artifact import Format
 from ioptim.core.gate import Gate, GateResult
 from ioptim.core.metrics import Kind, Metric, Samples, write_samples
 from ioptim.core.record import ArtifactRef, NodeRecord, RunRecord, Status, TrackingState
-from ioptim.core.step import Level, Note, TableFigure
+from ioptim.core.step import ChartFigure, Level, Note, Series, TableFigure
 from ioptim.core.target import Hardware
 from ioptim.errors import ExitCode
 from ioptim.gates import judge
@@ -257,6 +257,119 @@ def errored(folder: Path) -> RunRecord:
     return run.model_copy(update={"nodes": nodes, "status": Status.ERROR, "exit_code": ExitCode.STEP})
 
 
+def charted(folder: Path) -> RunRecord:
+    """The first run with every chart that a step may hand over: long names, gaps, intervals, many points, thousands of samples."""
+    run = passed(folder)
+    extra = {
+        "benchmark": {"charts": (latency_chart(), load_chart())},
+        "quantize": {"charts": (left_in_float(),)},
+        "compile": {"charts": (by_name_chart(),)},
+    }
+    profile = node("profile", target="cpu", parents=("compile",), seconds=6.4, charts=(roofline(), by_operator(), sensitivity()))
+    nodes = tuple(each.model_copy(update=extra.get(each.id, {})) for each in (*run.nodes, profile))
+    return run.model_copy(update={"nodes": nodes})
+
+
+def latency_chart(calls: int = 4000) -> ChartFigure:
+    """Log-normal bodies, a second mode in one of them and a long tail."""
+    rng = random.Random(1)
+    series = []
+    for name, centre in (("compile", 1.04), ("source", 7.9), ("runtime-fp32", 2.9)):
+        body = [centre * rng.lognormvariate(0, 0.05) * (1.5 if name == "source" and i % 9 == 0 else 1) for i in range(calls)]
+        series.append(Series(name=name, x=(), y=tuple(value * (4 if i % 200 == 0 else 1) for i, value in enumerate(body))))
+    return ChartFigure(
+        title="Latency of single requests",
+        kind="distribution",
+        x_label="",
+        y_label="latency (ms)",
+        series=tuple(series),
+        note="On 2 threads.",
+    )
+
+
+def load_chart() -> ChartFigure:
+    """Requests per second against the 99th percentile, and the bound."""
+    rates = (50.0, 100.0, 200.0, 400.0, 600.0, 800.0, 1000.0)
+    series = []
+    for name, most in (("compile", 1090.0), ("source", 272.0), ("runtime-fp32", 579.0)):
+        p99 = tuple(3.0 + 2.0 / (1 - rate / most) if rate < most else None for rate in rates)
+        low, high = (tuple(None if y is None else y * share for y in p99) for share in (0.93, 1.09))
+        series.append(Series(name=name, x=rates, y=p99, low=low, high=high, line=True))
+    bound = Series(name="p99 bound", x=(rates[0], rates[-1]), y=(20.0, 20.0), line=True)
+    return ChartFigure(
+        title="Requests per second against p99",
+        kind="points",
+        x_label="requests per second",
+        y_label="latency p99 (ms)",
+        series=(*series, bound),
+        log_y=True,
+        note="compile serves 900 requests per second under 20 ms.",
+    )
+
+
+def roofline() -> ChartFigure:
+    rng = random.Random(2)
+    peak, bandwidth = 180.0, 21.0
+    series = [Series(name="roof", x=(0.05, peak / bandwidth, 500.0), y=(0.05 * bandwidth, peak, peak), line=True)]
+    for name, centre in (("MatMul", 40.0), ("LayerNormalization", 0.6), ("Softmax", 1.1), ("Gather", 0.09)):
+        x = tuple(centre * rng.lognormvariate(0, 0.3) for _ in range(12))
+        y = tuple(min(peak, value * bandwidth) * rng.uniform(0.2, 0.8) for value in x)
+        labels = tuple(f"/bert/encoder/layer.{i}/{name} <b>" for i in range(12))
+        series.append(Series(name=name, x=x, y=y, labels=labels))
+    return ChartFigure(
+        title="Roofline of compile",
+        kind="points",
+        x_label="operations per byte",
+        y_label="operations per second (G)",
+        series=tuple(series),
+        log_x=True,
+        log_y=True,
+        note="31 of 48 layers are held by memory bandwidth.",
+    )
+
+
+def by_operator() -> ChartFigure:
+    operators = (
+        "MatMulInteger",
+        "DynamicQuantizeLinear",
+        "Attention",
+        "SkipLayerNormalization",
+        "BiasGelu",
+        "EmbedLayerNormalization",
+        "Cast",
+    )
+    shares = ((0.0, 0.0, 1.3, 0.3, 0.4, 0.1, 0.0), (0.5, 0.12, 0.2, 0.11, 0.05, 0.04, 0.02))
+    names = ("runtime-fp32", "compile")
+    return ChartFigure(
+        title="Time by operator",
+        kind="bars",
+        x_label="operator",
+        y_label="ms per request",
+        series=tuple(Series(name=name, x=operators, y=y) for name, y in zip(names, shares, strict=True)),
+        note="71 % of the time is in matrix products.",
+    )
+
+
+def sensitivity(layers: int = 42) -> ChartFigure:
+    rng = random.Random(3)
+    names = tuple(f"/bert/encoder/layer.{i // 6}/attention/output/dense_{i}/MatMul" for i in range(layers))
+    lost = tuple(sorted((rng.expovariate(90) for _ in range(layers)), reverse=True))
+    series = Series(name="accuracy lost", x=names, y=lost, low=tuple(y * 0.5 for y in lost), high=tuple(y * 1.6 for y in lost))
+    return ChartFigure(title="Sensitivity by layer", kind="bars", x_label="layer", y_label="accuracy lost", series=(series,))
+
+
+def left_in_float() -> ChartFigure:
+    parts = {"quantized": (36.0, 3.0), "left in float": (1.0, 0.0)}
+    series = tuple(Series(name=name, x=("MatMul", "Gather"), y=y) for name, y in parts.items())
+    return ChartFigure(title="Layers quantized", kind="bars", x_label="operator", y_label="layers", series=series, stacked=True)
+
+
+def by_name_chart() -> ChartFigure:
+    """Names on an axis of points, one value missing, and a step that has no section of its own."""
+    series = Series(name="compile", x=("<load>", "fuse & fold", "compile"), y=(0.2, None, 1.4))
+    return ChartFigure(title="Compilation", kind="points", x_label="phase", y_label="seconds", series=(series,))
+
+
 def hostile(folder: Path) -> RunRecord:
     """Every text that a user, a library or a data file can choose tries to become markup."""
     evil = "</style></pre><script>alert(1)</script><img src=x onerror=alert(1)>\" onload='alert(1)' &amp; | *x* [y](javascript:alert(1))"
@@ -268,6 +381,7 @@ def hostile(folder: Path) -> RunRecord:
                 "target": evil if each.target else None,
                 "notes": (Note(text=evil, level=Level.WARNING),),
                 "tables": (TableFigure(title=evil, columns=(evil,), rows=((evil,),)),),
+                "charts": tuple(evil_chart(evil, kind) for kind in ("points", "bars", "distribution")),
                 "facts": {evil: {evil: [evil]}},
                 "config": {evil: evil},
                 "metrics": {evil: 1.0},
@@ -296,6 +410,11 @@ def hostile(folder: Path) -> RunRecord:
             "tracking": TrackingState(state="pending", url="javascript:alert(1)", problem=evil, uri=evil),
         }
     )
+
+
+def evil_chart(evil: str, kind: str) -> ChartFigure:
+    series = Series(name=evil, x=() if kind == "distribution" else (evil,), y=(1.0,), labels=(evil,))
+    return ChartFigure(title=evil, kind=kind, x_label=evil, y_label=evil, series=(series,), note=evil)  # type: ignore[arg-type]
 
 
 def several(folder: Path) -> RunRecord:
