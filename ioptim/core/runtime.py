@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import Field
 
@@ -31,6 +32,49 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free the model and its threads."""
+
+
+class Operand(NamedTuple):
+    """One tensor that a layer read or wrote."""
+
+    dtype: str
+    """NumPy name, bfloat16 and 4-bit types as the runtime calls them."""
+    shape: tuple[int, ...]
+    weight: bool = False
+    """Whether it is part of the model and not computed."""
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """One execution of one layer, told by the runtime's own profiler."""
+
+    name: str
+    operator: str
+    seconds: float
+    inputs: tuple[Operand, ...] = ()
+    outputs: tuple[Operand, ...] = ()
+    kernel: str = ""
+    """The implementation that ran, where the runtime tells."""
+    precision: str | None = None
+    """NumPy name of what it computed in, where the runtime tells."""
+
+
+@dataclass(frozen=True)
+class ProfiledRun:
+    """One forward pass: its wall time with the profiler on, and every layer that executed, in order."""
+
+    seconds: float
+    layers: tuple[LayerRun, ...]
+
+
+class ProfiledSession(Protocol):
+    """A session that also keeps the time of every layer."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One forward pass."""
+
+    def finish(self) -> Sequence[ProfiledRun]:
+        """Every pass in order. Closes the session; the trace is complete."""
 
 
 class Runtime(Frozen, ABC):
@@ -67,6 +111,10 @@ class Runtime(Frozen, ABC):
             StepError: the library refused the model, or placed it elsewhere than asked.
         """
 
+    def open_profiled(self, model: ModelArtifact, target: Target, trace: Path) -> ProfiledSession | None:
+        """As `open`, with the runtime's profiler on; a Chrome trace is written to `trace`. None where the runtime tells no layers."""
+        return None
+
     @abstractmethod
     def self_check(self, target: Target) -> list[float]:
         """Build a tiny model, compile it, compute three numbers known beforehand (2, 4, 6) and return them."""
@@ -79,6 +127,9 @@ class Target(Frozen):
     device: str = Field("cpu", pattern=r"^(cpu|gpu(:\d+)?)$", description="cpu, gpu or gpu:1")
     threads: int | None = Field(None, ge=1, description="threads that a session may use; physical cores when left out")
     memory_gb: float | None = Field(None, gt=0, description="memory a step on this target may use; unlimited when left out")
+    price_per_hour: float | None = Field(
+        None, gt=0, description="what an hour of this hardware costs, in any currency; benchmarks then give the cost of a million requests"
+    )
     pool: str | None = Field(
         None, description="Prefect work pool whose workers have this hardware (not yet: refused by the plan); this machine when left out"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,7 @@ from ioptim.onnx_graph import PROTOBUF_LIMIT_BYTES, count_ops, fuse_transformer,
 from ioptim.runtimes import _onnx_report as report
 from ioptim.runtimes._device import gpu_index, gpu_objections, is_gpu, threads_of
 from ioptim.runtimes._double import write_double
+from ioptim.runtimes._onnx_profile import ProfiledOnnxSession
 from ioptim.runtimes._onnx_session import OnnxSession, create, library, nodes_by_provider, random_feed, run
 
 if TYPE_CHECKING:
@@ -134,6 +136,26 @@ class OnnxRuntime(Runtime):
         )
 
     def open(self, model: ModelArtifact, target: Target) -> Session:
+        session, facts = self._opened(model, target)
+        return OnnxSession(session, model, facts)
+
+    def open_profiled(self, model: ModelArtifact, target: Target, trace: Path) -> ProfiledOnnxSession:
+        """The same session with ONNX Runtime's profiler on. On a GPU its times are of the launches, not of the kernels."""
+        optimized = trace.with_name("optimized.onnx")
+
+        def profiling(options: Any) -> None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(trace.with_suffix(""))
+            options.optimized_model_filepath = str(optimized)
+            # Weights aside: the graph that really runs is read for its names and shapes alone.
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{optimized.name}.data")
+            options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+
+        session, _ = self._opened(model, target, profiling)
+        return ProfiledOnnxSession(session, optimized, trace)
+
+    def _opened(self, model: ModelArtifact, target: Target, change: Callable[[Any], None] | None = None) -> tuple[Any, dict[str, Any]]:
+        """A session as the model was compiled for, `change` applied to its options; and what really executes."""
         here = model.facts.get("runtime") == self.runtime
         lacking = sorted(set(model.facts.get("instruction_sets", ())) - set(_instruction_sets())) if here else []
         if lacking:
@@ -142,7 +164,10 @@ class OnnxRuntime(Runtime):
         if not model.model_path.is_file():
             raise StepError(f"there is no file {model.model_path}")
         level = "off" if here and model.facts.get("graph_optimization") else self.graph_optimization
-        session = create(model.model_path, self._options(target, level), self._providers(target))
+        options = self._options(target, level)
+        if change:
+            change(options)
+        session = create(model.model_path, options, self._providers(target))
         facts = {
             "runtime": self.runtime,
             "version": library().__version__,
@@ -152,7 +177,7 @@ class OnnxRuntime(Runtime):
             "allow_spinning": self.allow_spinning,
             **self._placement(session, target),
         }
-        return OnnxSession(session, model, facts)
+        return session, facts
 
     def self_check(self, target: Target) -> list[float]:
         import tempfile

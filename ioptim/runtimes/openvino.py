@@ -15,6 +15,7 @@ from ioptim.core.step import Level, Note, Outcome, TableFigure, Written
 from ioptim.core.target import Hardware
 from ioptim.errors import StepError, UnavailableError
 from ioptim.runtimes._device import is_gpu, precision_objections, threads_of
+from ioptim.runtimes._openvino_profile import ProfiledOpenVinoSession
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,6 +83,12 @@ class OpenVino(Runtime):
         compiled = self._compiled(_read(model.model_path), target)
         return _OpenVinoSession(compiled, model, self._facts(compiled, target))
 
+    def open_profiled(self, model: ModelArtifact, target: Target, trace: Path) -> ProfiledOpenVinoSession:
+        """The same with OpenVINO's counters on: the time of every layer that executed, and its precision."""
+        compiled = self._compiled(_read(model.model_path), target, {"PERF_COUNT": True})
+        session = _OpenVinoSession(compiled, model, self._facts(compiled, target))
+        return ProfiledOpenVinoSession(session, compiled, trace)
+
     def self_check(self, target: Target) -> list[float]:
         import tempfile
 
@@ -104,7 +111,7 @@ class OpenVino(Runtime):
             session.close()
         return [float(value) for value in values]
 
-    def _compiled(self, network: Any, target: Target) -> Any:
+    def _compiled(self, network: Any, target: Target, more: Mapping[str, Any] | None = None) -> Any:
         """The network on the CPU, with its precision as asked.
 
         Raises:
@@ -117,6 +124,7 @@ class OpenVino(Runtime):
             wanted["INFERENCE_PRECISION_HINT"] = self.inference_precision
         if self.num_streams is not None:
             wanted["NUM_STREAMS"] = self.num_streams
+        wanted |= more or {}
         core = _library().Core()
         try:
             compiled = core.compile_model(network, "CPU", wanted)
@@ -168,6 +176,11 @@ class _OpenVinoSession:
             fed = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in feeds.items())
             raise StepError(f"OpenVINO failed on {fed}: {_reason(error)}") from error
         return {name: results[i] for i, name in enumerate(self._names)}
+
+    @property
+    def request(self) -> Any:
+        """The infer request, whose counters a profile reads."""
+        return self._request
 
     def close(self) -> None:
         self._request = None

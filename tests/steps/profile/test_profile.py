@@ -58,7 +58,7 @@ class FakeContext:
     def __init__(self, out: Path, rows: int = 4, device: str = "cpu", session: Any = None) -> None:
         self.out = out
         self.task = FakeTask(rows)
-        self.target = SimpleNamespace(name="here", device=device, threads=1)
+        self.target: Any = SimpleNamespace(name="here", device=device, threads=1)
         self.session = session
         self.done: list[float] = []
 
@@ -67,14 +67,24 @@ class FakeContext:
         return "rows"
 
     def open(self, model: ModelArtifact) -> Any:
-        return self.session
+        return self.session or self.runtime_for(model).open(model, self.target)
+
+    def runtime_for(self, model: ModelArtifact) -> Any:
+        from ioptim.runtimes.null import Null
+        from ioptim.runtimes.onnxruntime import OnnxRuntime
+        from ioptim.runtimes.openvino import OpenVino
+
+        return {Format.ONNX: OnnxRuntime, Format.OPENVINO: OpenVino, Format.NULL: Null}[model.format]()
+
+    def target_of(self, model: ModelArtifact) -> Any:
+        return self.target
 
     def progress(self, done: float, message: str) -> None:
         self.done.append(done)
 
 
 def profiled(model: ModelArtifact, ctx: FakeContext, **fields: Any) -> Outcome:
-    return Profile(**{"rows": 4, **fields}).run(model, ctx)  # type: ignore[arg-type]
+    return Profile(**{"rows": 4, "roofline": False, **fields}).run(model, ctx)  # type: ignore[arg-type]
 
 
 def table(outcome: Outcome, title: str) -> dict[Any, tuple[Any, ...]]:
@@ -142,7 +152,10 @@ def test_torch(torch_model: ModelArtifact, tmp_path: Path) -> None:
     operators = table(outcome, "Time by operator")
     assert operators["aten::addmm"][1:3] == ("matrix products", 1.0)
     assert "Time by kind of operator" in [found.title for found in outcome.tables]
-    assert sum(value for name, value in outcome.metrics.items() if name.endswith("_share")) == pytest.approx(1)
+    by_kind = table(outcome, "Time by kind of operator")
+    assert sum(outcome.metrics[f"{kind.replace(' ', '_')}_share"] for kind in by_kind) == pytest.approx(1)
+    assert {"int8_layers", "int8_time_share", "reorders"} <= outcome.metrics.keys()
+    assert outcome.metrics["int8_layers"] == 0
     assert outcome.notes[0].text.startswith("Of the time in operators, ")
     assert outcome.facts["rows"] == 4
     assert outcome.facts["threads"] == 1
@@ -161,6 +174,29 @@ def test_operations_of_a_torch_model(torch_model: ModelArtifact, tmp_path: Path)
 
 
 @pytest.mark.integration
+def test_modules_of_a_torch_model_add_up_to_the_row(torch_model: ModelArtifact, tmp_path: Path) -> None:
+    """Attention is computed by the root itself, as a function: its own time and work are the root's, without its children's."""
+    from ioptim.steps.profile import torch_module
+
+    feeds = list(FakeTask().examples("rows", torch_model))
+    (tmp_path / "files").mkdir()
+    found = torch_module.profile(
+        torch_model, feeds, device="cpu", threads=1, duration_s=5, files=tmp_path / "files", progress=lambda done, message: None
+    )
+    layers = {layer.name: layer for layer in found.layers}
+    assert set(layers) == {"Tiny", "embedding", "project", "back", "norm"}
+    tokens, squares = 2 + 3 + 4 + 5, 4 + 9 + 16 + 25
+    assert layers["project"].operations == 2 * tokens * 8 * 16
+    assert layers["project"].weight_bytes == 4 * 4 * (8 * 16 + 16), "weight and bias, once a row"
+    assert layers["project"].activation_bytes == 4 * tokens * (8 + 16)
+    assert layers["embedding"].weight_bytes == 4 * tokens * 8, "of the table only the rows found"
+    assert layers["Tiny"].product_operations == 2 * squares * 2 * WIDTH, "both products of attention"
+    operations, products = layers["Tiny"].operations, layers["Tiny"].product_operations
+    assert operations is not None and operations > products, "its softmax, gelu and the sum beside them"
+    assert all(layer.seconds > 0 for layer in found.layers)
+
+
+@pytest.mark.integration
 def test_onnx(onnx_model: ModelArtifact, tmp_path: Path) -> None:
     ctx = FakeContext(tmp_path / "out")
     outcome = profiled(onnx_model, ctx)
@@ -169,7 +205,11 @@ def test_onnx(onnx_model: ModelArtifact, tmp_path: Path) -> None:
     assert operators["MatMul"][1:3] == ("matrix products", 2.0)
     assert operators["Gather"][1:3] == ("embeddings", 1.0)
     assert outcome.metrics["parameters"] == 656
-    assert "flops_per_row" not in outcome.metrics
+    assert outcome.metrics["flops_per_row"] == 2 * (2 + 3 + 4 + 5) / 4 * (8 * 16 + 16 * 8)
+    layers = table(outcome, "Layers by time")
+    by_operator = {row[1]: row for row in layers.values()}
+    assert by_operator["Gather"][5] == 0 and by_operator["MatMul"][5] > 0
+    assert not list((ctx.out / "files").glob("optimized*")), "the graph that was read for its shapes is gone"
     assert json.loads((ctx.out / "files" / outcome.facts["trace"]).read_text())
     assert verify(onnx_model) == []
 
@@ -202,6 +242,48 @@ def test_an_onnx_file_that_the_runtime_refuses(onnx_model: ModelArtifact, tmp_pa
     onnx.save(broken, onnx_model.model_path)
     with pytest.raises(StepError, match=r"^ONNX Runtime \S+ refused .*model\.onnx: .*Gathre"):
         profiled(onnx_model, FakeContext(tmp_path / "out"))
+
+
+@pytest.mark.integration
+def test_the_roofs_are_measured_and_layers_placed(onnx_model: ModelArtifact, tmp_path: Path) -> None:
+    outcome = profiled(onnx_model, FakeContext(tmp_path / "out"), roofline=True)
+    assert {"peak_float32_gop_per_s", "peak_int8_gop_per_s", "memory_gb_per_s"} <= outcome.metrics.keys()
+    bounds = [row[11] for row in table(outcome, "Layers by time").values() if row[11] is not None]
+    assert bounds and set(bounds) <= {"compute", "memory", "overhead"}
+    assert [chart.title for chart in outcome.charts] == ["Time by operator", "Roofline"]
+    assert {row[0] for row in table(outcome, "Roofs of this machine").values()} >= {"float32", "int8", "memory"}
+
+
+@pytest.mark.integration
+def test_openvino_counters(onnx_model: ModelArtifact, tmp_path: Path) -> None:
+    import openvino
+
+    folder = tmp_path / "ir"
+    folder.mkdir()
+    openvino.save_model(openvino.convert_model(onnx_model.model_path), folder / "model.xml", compress_to_fp16=False)
+    ctx = FakeContext(tmp_path / "out")
+    outcome = profiled(seal(ModelArtifact(path=folder, format=Format.OPENVINO, entry="model.xml")), ctx)
+    operators = table(outcome, "Time by operator")
+    assert operators["FullyConnected"][1:3] == ("matrix products", 2.0)
+    assert outcome.metrics["flops_per_row"] == 2 * (2 + 3 + 4 + 5) / 4 * (8 * 16 + 16 * 8)
+    assert outcome.metrics["int8_layers"] == 0
+    events = json.loads((ctx.out / "files" / "trace.json").read_text())["traceEvents"]
+    assert {event["args"]["kernel"] for event in events if event["name"] != "pass"}
+
+
+@pytest.mark.integration
+def test_a_quantized_model_runs_in_int8(onnx_model: ModelArtifact, tmp_path: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    folder = tmp_path / "int8"
+    folder.mkdir()
+    quantize_dynamic(onnx_model.model_path, folder / "model.onnx", op_types_to_quantize=["MatMul"])
+    outcome = profiled(seal(ModelArtifact(path=folder, format=Format.ONNX, entry="model.onnx")), FakeContext(tmp_path / "out"))
+    assert outcome.metrics["int8_layers"] == 2
+    assert 0 < outcome.metrics["int8_time_share"] < 1
+    assert outcome.metrics["flops_per_row"] == 2 * (2 + 3 + 4 + 5) / 4 * (8 * 16 + 16 * 8)
+    rows = [row for found in outcome.tables if found.title == "What runs in int8" for row in found.rows]
+    assert rows[0][:4] == ("in int8", "DynamicQuantizeMatMul", "int8", 2)
 
 
 def null_model(folder: Path) -> ModelArtifact:
