@@ -114,5 +114,5 @@ def _table(chart: ChartFigure, rows: Sequence[Sequence[float]]) -> TableFigure:
     for series, row in zip(chart.series, rows, strict=True):
         marks = [percentile(row, q) if row else None for _, q in QUANTILES]
         cells.append((series.name, len(row), row[0] if row else None, *marks, row[-1] if row else None))
-    columns = ("series", "n", "smallest", *(label for label, _ in QUANTILES), "largest")
+    columns = ("series", "points", "smallest", *(label for label, _ in QUANTILES), "largest")
     return TableFigure(title=f"{chart.title}: {chart.y_label or chart.x_label}", columns=columns, rows=tuple(cells))

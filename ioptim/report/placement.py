@@ -32,14 +32,14 @@ class Placed:
 def section_of(step: str, title: str, chart: bool) -> str | None:
     """The section of a step's chart or table by its title; None where it is shown with the step."""
     words = title.lower()
-    for word, section in (("sensitiv", "sensitivity"), ("roofline", "roofline")):
+    for word, section in (("sensitiv", "sensitivity"), ("roof", "roofline")):
         if word in words:
             return section
     if step == "quantize" or re.search(r"quantiz|\bint8\b", words):
         return "quantized"
-    if chart and step == "benchmark":
+    if chart and step == "benchmark" and "warm-up" not in words:
         return "latency"
-    return "time" if chart and step == "profile" and re.search(r"\btimes?\b", words) else None
+    return "time" if step == "profile" and (words == "advice" or (chart and "time" in words.split())) else None
 
 
 def placed(run: RunRecord) -> dict[str, list[Placed]]:
