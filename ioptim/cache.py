@@ -88,6 +88,10 @@ class Store:
         """The folder of the sealed files of a digest."""
         return self._object(digest)
 
+    def problem(self, digest: str) -> str:
+        """What is wrong with the sealed model or files of a digest, read to the last byte; nothing when all is as it was sealed."""
+        return self._object_problem(digest)
+
     # Writing
 
     @contextmanager

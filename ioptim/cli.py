@@ -99,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", "show a run again, or write its report", home, as_json)
     report.add_argument("run", nargs="?", default="latest", help="run id, its beginning, or latest (default)")
     report.add_argument("--list", action="store_true", help="list the runs there are")
+    verify = add("verify", "check that what a run recorded still holds", home, as_json)
+    verify.add_argument("run", nargs="?", default="latest", metavar="RUN", help="run id, its beginning, or latest (default)")
     compare = add("compare", "show several runs side by side", home, as_json)
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run id, its beginning, or latest")
     compare.add_argument("--html", type=Path, metavar="FILE", help="also write an HTML page")

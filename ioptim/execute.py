@@ -210,10 +210,12 @@ class Run:
         samples = read_samples(self.store.files(result.files))
         verdicts: list[GateResult] = []
         for gate in node.step.gates:
-            for candidate in node.candidates:
-                baseline = self._baseline_of(node, gate.baseline, candidate)
-                if gate.candidate in (None, candidate) and baseline != candidate:
-                    verdicts += gates.judge(gate.model_copy(update={"baseline": baseline}), samples, [candidate])
+            versus = {name: self._baseline_of(node, gate.baseline, name) for name in node.candidates if gate.candidate in (None, name)}
+            pairs = [(candidate, baseline) for candidate, baseline in versus.items() if baseline != candidate]
+            if not pairs:
+                gates.judge(gate, samples, node.candidates)  # raises: it knows why there is nobody to judge
+            for candidate, baseline in pairs:
+                verdicts += gates.judge(gate.model_copy(update={"baseline": baseline}), samples, [candidate])
         return tuple(verdicts)
 
     def _baseline_of(self, node: Node, name: str, candidate: str) -> str:

@@ -108,7 +108,12 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     Raises:
         RecipeError: every mistake at once, each with its YAML path and line.
     """
-    document = load(path)
+    return parse_recipe(load(path), path, overrides)
+
+
+def parse_recipe(document: Document, path: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """The recipe of a document that was read from `path`, or from a record that says so; errors as in `read_recipe`."""
+    overrides = [_from_here(text) for text in overrides]
     data = document.data
     if not isinstance(data, dict):
         kind = "nothing" if data is None else type(data).__name__
@@ -179,7 +184,7 @@ def _override(document: Document, text: str) -> Problem | None:
     last: Any = _key_of(holder, parts[-1])
     if last is None:
         return Problem(where, f"the recipe has no {parts[-1]!r} in {dotted(loc)}; there {_has(holder)}")
-    holder[last] = str(Path(value).absolute()) if _is_local_path(parts[-1], value) else value
+    holder[last] = value
     document.overridden.add((*loc, last))
     return None
 
@@ -208,9 +213,12 @@ def _has(holder: Any) -> str:
     return f"is the value {holder!r}"
 
 
-def _is_local_path(key: str, value: Any) -> bool:
-    """A path typed at the prompt is meant from the prompt's folder, not from the recipe's."""
-    return key in ("source", "weights") and isinstance(value, str) and not value.startswith("/") and Path(value).exists()
+def _from_here(text: str) -> str:
+    """A path typed at the prompt is meant from the prompt's folder, not from the recipe's: in full, it means the same everywhere."""
+    path, equals, raw = text.partition("=")
+    if path.rpartition(".")[2] not in ("source", "weights") or raw.startswith("/") or not raw or not Path(raw).exists():
+        return text
+    return f"{path}{equals}{Path(raw).absolute()}"
 
 
 # Pydantic's errors in the user's words.

@@ -142,6 +142,15 @@ def test_everything_runs_once_and_then_comes_from_the_store(world: World) -> Non
     assert [f.state for f in forecast(world.plan(), second.store)] == ["cached"] * 6
 
 
+def test_a_gate_that_compares_a_model_with_itself_is_an_error_and_not_silence(world: World) -> None:
+    run = world.run("steps.benchmark.gates.size_bytes.baseline=compile")
+    assert run.record.node("benchmark").status is Status.ERROR
+    assert run.record.node("benchmark").error == (
+        "gate on size_bytes: the only candidate is its own baseline, 'compile'; name another baseline"
+    )
+    assert run.record.exit_code == ExitCode.BAD_RECIPE
+
+
 @pytest.mark.parametrize(
     ("change", "computed"),
     [

@@ -93,5 +93,6 @@ def _details(node: Node) -> list[str]:
     for gate in getattr(node.step, "gates", ()):
         bound, value = gate.bound
         against = f" against {gate.baseline}" if gate.needs_baseline else ""
-        lines.append(f"gate: {gate.metric} {bound} {value}{against} at {gate.confidence:.0%}")
+        by = f" in every slice by {gate.slices}" if gate.slices else ""
+        lines.append(f"gate: {gate.metric} {bound} {value}{against}{by} at {gate.confidence:.0%}")
     return lines

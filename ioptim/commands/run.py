@@ -197,6 +197,8 @@ def document(record: RunRecord) -> dict[str, Any]:
                 "estimate": gate.estimate,
                 "interval": gate.interval,
                 "n": gate.n,
+                "slices": gate.gate.slices,
+                "slice": gate.slice,
                 "verdict": gate.verdict.value,
                 "reason": gate.reason,
             }

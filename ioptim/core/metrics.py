@@ -33,6 +33,7 @@ class Metric(Frozen):
     higher_is_better: bool
     description: str
     unit: str = ""
+    continuous: bool = Field(False, description="of rows: no share of right answers, even where every value seen is 0 or 1")
     quantile: float | None = Field(
         None, gt=0, lt=1, description="of rows: the metric is this quantile of their values; their mean when left out"
     )

@@ -59,7 +59,9 @@ class Case:
 
     @property
     def binary(self) -> bool:
-        return self.kind is Kind.PAIRED_ROWS and set(self.candidate) | set(self.baseline) <= {0.0, 1.0}
+        if self.kind is not Kind.PAIRED_ROWS or self.metric.continuous:
+            return False
+        return set(self.candidate) | set(self.baseline) <= {0.0, 1.0}
 
     @property
     def quantile(self) -> float | None:

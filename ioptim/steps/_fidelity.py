@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 COSINE = Metric(
     name="output_cosine_mean",
     higher_is_better=True,
+    continuous=True,
     description="cosine of the output with the source model's, over the whole output; needs no labels",
 )
 COSINE_P1 = Metric(
     name="output_cosine_p1",
     higher_is_better=True,
+    continuous=True,
     quantile=0.01,
     description="the same, 1st percentile of the rows: how far the worst of them stray",
 )
@@ -34,6 +36,7 @@ TOP1 = Metric(
 KL = Metric(
     name="output_kl",
     higher_is_better=False,
+    continuous=True,
     unit="nats",
     description="Kullback-Leibler divergence of the class probabilities from the source model's; needs no labels",
 )

@@ -103,7 +103,8 @@ def verdict_tags(run: RunRecord, summary: Summary) -> dict[str, str]:
     tags = {"ioptim.gate": gate_word(run), "ioptim.status": run.status.value}
     for node in run.nodes:
         for gate in node.gates:
-            tags[f"ioptim.gate.{node.id}.{gate.metric}.{gate.gate.bound[0]}.{gate.candidate}"] = gate.verdict.value
+            by = re.sub(r"[^\w.-]", "_", f".by-{gate.gate.slices}") if gate.gate.slices else ""  # a column's name; MLflow refuses some
+            tags[f"ioptim.gate.{node.id}.{gate.metric}.{gate.gate.bound[0]}{by}.{gate.candidate}"] = gate.verdict.value
     if summary.candidate:
         tags["ioptim.summary_of"] = summary.candidate
     if summary.quality:

@@ -124,6 +124,11 @@ def test_too_few_rows_for_any_verdict() -> None:
     assert one(scores(ACCURACY, Kind.PAIRED_ROWS, int8=[], source=[]), max_drop=0.5).verdict is Verdict.UNDECIDED
 
 
+def test_scores_need_more_rows_than_answers() -> None:
+    result = one(scores(NDCG, Kind.PAIRED_ROWS, int8=[0.5] * 29, source=[0.4] * 29), max_drop=0.5)
+    assert result.reason == "29 rows of ndcg_at_10 cannot decide at 95 % confidence: at least 30 can"
+
+
 @pytest.mark.parametrize("hole", [None, float("nan")])
 def test_rows_without_a_number_fail(hole: float | None) -> None:
     holed = scores(NDCG, Kind.PAIRED_ROWS, int8=[hole, 0.5, hole] + [0.5] * 20, source=[0.5] * 23)
@@ -148,6 +153,13 @@ def test_continuous_scores() -> None:
     assert result.interval is not None and result.interval[0] < result.estimate < result.interval[1] < 0.01
     far = [s - 0.1 for s in near]
     assert one(scores(NDCG, Kind.PAIRED_ROWS, int8=far, source=source), max_drop=0.01).verdict is Verdict.FAIL
+
+
+def test_a_continuous_score_that_is_1_on_every_row_is_no_share_of_right_answers() -> None:
+    """A model with exactly the source's outputs has a cosine of 1: not "at least 0.93 of all rows"."""
+    cosine = Metric(name="output_cosine_mean", higher_is_better=True, description="", continuous=True)
+    assert one(scores(cosine, Kind.PAIRED_ROWS, int8=[1.0] * 50), min_value=0.999).interval == (1, 1)
+    assert one(scores(NDCG, Kind.PAIRED_ROWS, int8=[1.0] * 50), min_value=0.999).verdict is Verdict.UNDECIDED
 
 
 def test_every_row_lower_by_exactly_the_bound_passes() -> None:
@@ -211,6 +223,22 @@ def test_exact_values_need_no_interval() -> None:
     assert one(size, max_value=20e6).reason == "size_bytes of int8 is 25 MB: outside max_value 20 MB"
 
 
+def test_the_1st_percentile_of_rows_is_judged_by_its_order_statistics() -> None:
+    cosine = Metric(name="output_cosine_p1", higher_is_better=True, description="worst rows", quantile=0.01)
+    rows = [1 - i / 1000 for i in range(500)]
+    result = one(scores(cosine, Kind.PAIRED_ROWS, int8=rows), min_value=0.505)
+    assert result.reason == (
+        "output_cosine_p1 of int8 is 0.505 (95 % interval 0.5010 to 0.5110, 500 rows):"
+        " undecided against min_value 0.505; no number of rows would decide, for the estimate sits on the bound"
+    )
+    assert one(scores(cosine, Kind.PAIRED_ROWS, int8=rows), min_value=0.5).verdict is Verdict.PASS
+    assert one(scores(cosine, Kind.PAIRED_ROWS, int8=rows), min_value=0.52).verdict is Verdict.FAIL
+    few = one(scores(cosine, Kind.PAIRED_ROWS, int8=rows[:367]), min_value=0.5)
+    assert few.reason == "367 rows of output_cosine_p1 cannot decide at 95 % confidence: at least 368 can"
+    with pytest.raises(PlanError, match="max_drop does not fit this metric; use one of min_value, max_value"):
+        one(scores(cosine, Kind.PAIRED_ROWS, int8=rows, source=rows), max_drop=0.1)
+
+
 @pytest.mark.parametrize(("bound", "verdict"), [(0.85, "pass"), (0.88, "undecided"), (0.95, "fail")])
 def test_a_value_alone(bound: float, verdict: str) -> None:
     result = one(accuracy(), min_value=bound)
@@ -259,6 +287,21 @@ def test_every_candidate_is_judged_unless_one_is_named_or_is_the_baseline() -> N
 def test_a_model_is_not_its_own_baseline() -> None:
     with pytest.raises(PlanError, match="the only candidate is its own baseline, 'int8'; name another baseline"):
         one(accuracy(), max_drop=0.1, baseline="int8")
+
+
+def test_times_of_two_machines_are_not_compared() -> None:
+    times = scores(LATENCY, Kind.BLOCKS, int8=blocks(1.0), source=blocks(2.0))
+    apart = times.model_copy(update={"hardware": {"int8": "aaa", "source": "bbb"}})
+    with pytest.raises(PlanError) as refused:
+        one(apart, min_speedup=1.5)
+    assert str(refused.value) == (
+        "gate on latency_p50_ms: source was measured on other hardware (bbb) than int8 (aaa);"
+        " times compare only on one machine, so measure both on it"
+    )
+    assert one(apart, max_value=5).verdict is Verdict.PASS
+    assert one(times.model_copy(update={"hardware": {"int8": "aaa", "source": "aaa"}}), min_speedup=1.5).verdict is Verdict.PASS
+    sizes = scores(SIZE, Kind.EXACT, int8=[1.0], source=[4.0]).model_copy(update={"hardware": {"int8": "aaa", "source": "bbb"}})
+    assert one(sizes, max_ratio=0.5).verdict is Verdict.PASS
 
 
 def test_verdicts_are_deterministic() -> None:
