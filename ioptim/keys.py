@@ -42,8 +42,10 @@ def ingredients(plan: Plan, node: Node, digests: Mapping[str, str]) -> dict[str,
         found["baselines"] = {name: digests[provider] for name, provider in node.baselines.items()}
     if on_hardware:
         target = node.target or recipe.targets[0]
-        found["target"] = target.model_dump(mode="json", exclude={"name", "pool", "memory_gb"})
+        found["target"] = target.model_dump(mode="json", exclude={"name", "pool", "memory_gb", "price_per_hour"})
         found["hardware"] = plan.hardware.fingerprint
+    if step.uses_price:
+        found["prices"] = {target.name: target.price_per_hour for target in recipe.targets}
     return found
 
 
@@ -64,6 +66,11 @@ _RUNS_IN_A_STEP = (
     "tasks/*.py",
     "sources/*.py",
     "timing.py",
+    "loadgen.py",
+    "batching.py",
+    "energy.py",
+    "intervals.py",
+    "subject.py",
     "torch_model.py",
     "onnx_*.py",
     "worker.py",

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 CONFIDENCE = 0.95
 """Of the claim that the largest sample is not below the true quantile; see `fewest_for`."""
@@ -26,16 +26,10 @@ STOLEN_SHARE = 0.01
 """Shares of the CPU time from which `disturbances` speaks."""
 
 
-class Subject(Protocol):
-    """What is timed. `block` makes n calls and returns the seconds of each."""
-
-    def block(self, n: int) -> list[float]: ...
-
-
 def timed_block(call: Callable[[Any], Any], feeds: Sequence[Any], n: int, start: int = 0) -> list[float]:
     """Seconds of each of n calls, over `feeds` in turn from number `start` on. Python's garbage collector rests meanwhile.
 
-    The clock covers the call and nothing else, to the nanosecond of `perf_counter_ns`; `harness_floor` says what it costs itself.
+    The clock covers the call and nothing else, to the nanosecond of `perf_counter_ns`.
     """
     clock, count = time.perf_counter_ns, len(feeds)
     seconds = [0.0] * n
@@ -54,11 +48,6 @@ def timed_block(call: Callable[[Any], Any], feeds: Sequence[Any], n: int, start:
     return seconds
 
 
-def harness_floor(n: int = 2000) -> float:
-    """Median seconds that `timed_block` reports of a call that does nothing: no latency below it means anything."""
-    return statistics.median(timed_block(lambda feed: None, [{}], n))
-
-
 @dataclass(frozen=True)
 class WarmUp:
     """The block medians (seconds) of a warm-up, and whether it ended because they were stable."""
@@ -67,15 +56,14 @@ class WarmUp:
     stable: bool
 
 
-def warm_up(subject: Subject, n: int, *, max_blocks: int = 20, max_seconds: float = 10.0) -> WarmUp:
-    """Run blocks of n calls until the medians of the last three lie within 3 % of each other, or a cap is reached.
-
-    For the medians to compare, every block must hold the same work: n is a whole number of passes over the feeds.
+def warm_up(block: Callable[[], Sequence[float]], max_seconds: float = 10.0, max_blocks: int = 20) -> WarmUp:
+    """Run blocks (each returns the seconds of its calls) until the medians of the last three lie within 3 % of each other, or a cap is
+    reached. For the medians to compare, every block must hold the same work.
     """
     medians: list[float] = []
     start = time.monotonic()
     while len(medians) < max_blocks and (time.monotonic() - start < max_seconds or not medians):
-        medians.append(statistics.median(subject.block(n)))
+        medians.append(statistics.median(block()))
         last = medians[-STABLE_BLOCKS:]
         if len(last) == STABLE_BLOCKS and max(last) <= min(last) * (1 + TOLERANCE):
             return WarmUp(tuple(medians), True)
@@ -125,23 +113,6 @@ def block_percentiles(blocks: Sequence[Sequence[float]], quantile: float) -> lis
     if groups:
         groups[-1] += current
     return [value for group in groups if (value := percentile(group, quantile)) is not None]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Figures of one subject's samples, in milliseconds; a percentile is None where n is too small to support it."""
-
-    n: int
-    mean_ms: float
-    p50_ms: float | None
-    p90_ms: float | None
-    p99_ms: float | None
-
-
-def summary(samples: Sequence[float]) -> Summary:
-    """Of raw samples in seconds, every one counted: an outlier is part of what a user meets."""
-    p50, p90, p99 = (None if (value := percentile(samples, q)) is None else value * 1e3 for q in (0.5, 0.9, 0.99))
-    return Summary(n=len(samples), mean_ms=statistics.fmean(samples) * 1e3, p50_ms=p50, p90_ms=p90, p99_ms=p99)
 
 
 # ---------------------------------------------------------------- the machine meanwhile

@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import errno
-import gc
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ioptim import isolate, timing
+from ioptim import isolate
 from ioptim.core.artifact import Format, ModelArtifact, open_artifact
 from ioptim.core.metrics import write_samples
 from ioptim.core.runtime import Runtime, Session, Target
@@ -26,9 +24,6 @@ from ioptim.environment import quiet_environment
 from ioptim.errors import StepError, UnavailableError
 from ioptim.recipe import RUNTIMES, STEPS, TASKS, RecipeTarget
 from ioptim.sources import data_source, model_source
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # The environment is inherited, what is switched off inside Python is not: again here, before a step imports its libraries.
 quiet_environment()
@@ -69,7 +64,7 @@ def _check_numbers(outcome: Outcome) -> None:
 class WorkerContext:
     """`ioptim.core.step.Context` over a request."""
 
-    subject_worker = "ioptim.worker:Subject"
+    subject_worker = "ioptim.subject:Subject"
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         self.request = request
@@ -120,66 +115,3 @@ _PLAIN = {
     Format.TENSORRT: "tensorrt",
     Format.NULL: "null",
 }
-
-
-MAX_LENGTH = 512
-"""Tokens that `padding: max_length` pads to where the task sets no other."""
-
-
-class Subject:
-    """One model of a benchmark, alone in its process: opened once, then timed block by block."""
-
-    def __init__(self, argument: Mapping[str, Any]) -> None:
-        self.ctx = WorkerContext(argument["request"])
-        self.model = open_artifact(Path(argument["model"]))
-        start = time.perf_counter()
-        self.session = self.ctx.open(self.model)
-        self.load_s = time.perf_counter() - start
-        self.first_inference_s = 0.0
-        self.feeds: Sequence[Mapping[str, np.ndarray]] = ()
-        self.position = 0
-
-    def prepare(self, argument: Mapping[str, Any]) -> dict[str, Any]:
-        """Build the feeds before any clock runs: `batch_size` rows each, padded as `padding` says, from `limit` rows."""
-        task, batch_size = self.ctx.task, argument["batch_size"]
-        examples = []
-        for example in task.examples(self.ctx.table("validation"), self.model):
-            examples.append(example)
-            if len(examples) == argument.get("limit"):
-                break
-        batches = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
-        full = [batch for batch in batches if len(batch) == batch_size] or batches
-        self.feeds = [self._padded(batch, argument["padding"], examples) for batch in full]
-        self.position = 0
-        if not self.first_inference_s:
-            start = time.perf_counter()
-            self.session.run(self.feeds[0])
-            self.first_inference_s = time.perf_counter() - start
-        # What is loaded stays. Looking through it for garbage before every block would take 0.2 s where transformers is loaded.
-        gc.collect()
-        gc.freeze()
-        return {"examples": len(examples), "feeds": len(self.feeds), "rows": sum(len(batch) for batch in full)}
-
-    def _padded(self, batch: list[dict[str, np.ndarray]], padding: str, examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """One feed: at its natural length (a batch: its longest row's), or as long as the longest example or the model's maximum."""
-        task, model = self.ctx.task, self.model
-        if padding == "natural":
-            return batch[0] if len(batch) == 1 else task.collate(batch, model)
-        if padding == "longest":
-            longest = max(examples, key=lambda feeds: sum(array.size for array in feeds.values()))
-        else:
-            longest = task.dummy_feeds(model, 1, getattr(task, "max_length", None) or MAX_LENGTH)
-        padded = task.collate([*batch, longest], model)  # as long as its longest row, which then goes
-        return {name: array[:-1] for name, array in padded.items()}
-
-    def block(self, argument: Mapping[str, Any]) -> list[float]:
-        """Seconds of each of `n` calls, going on through the feeds where the last block stopped."""
-        samples = timing.timed_block(self.session.run, self.feeds, argument["n"], self.position)
-        self.position += argument["n"]
-        return list(samples)
-
-    def startup(self, _: Any = None) -> dict[str, float]:
-        return {"load_s": self.load_s, "first_inference_s": self.first_inference_s}
-
-    def facts(self, _: Any = None) -> dict[str, Any]:
-        return dict(self.session.facts)

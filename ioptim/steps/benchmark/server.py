@@ -1,0 +1,276 @@
+"""How many requests per second a model serves within a bound: arrivals by LoadGen, a dynamic batcher, and the search for the rate."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from pydantic import Field
+
+from ioptim import timing
+from ioptim.core.base import Frozen
+from ioptim.core.metrics import Metric
+from ioptim.core.step import Level, Note
+from ioptim.errors import StepError
+from ioptim.intervals import Interval, quantile_interval
+from ioptim.loadgen import Scenario
+from ioptim.steps.benchmark.rounds import FEWEST_ROUNDS, Say
+from ioptim.steps.benchmark.subjects import Asked, Subject, prepare
+
+TRIAL_S = 1.0
+"""Of arrivals in one trial; longer where the percentile needs more requests than arrive in it."""
+HOPELESS = 64
+"""Times slower than the first guess: where that rate does not meet the bound either, none is said to."""
+REACHED = 0.95
+"""Share of the rate asked for that LoadGen must be able to issue."""
+
+
+class ServerLoad(Frozen):
+    """Requests that arrive at random, and the bound on how long they may take."""
+
+    latency_bound_ms: float = Field(gt=0, description="time within which requests must be answered, waiting and padding included")
+    percentile: float = Field(0.99, ge=0.5, lt=1, description="share of the requests that must be")
+    rate_per_s: float | None = Field(
+        None, gt=0, description="requests per second; the most that meet the bound, searched for, when left out"
+    )
+    max_batch: tuple[int, ...] = Field((1, 8, 32), min_length=1, description="largest batches to try; a batch goes when it is full")
+    max_delay_ms: tuple[float, ...] = Field((0.0, 2.0), min_length=1, description="longest waits for a batch to fill, to try")
+    tolerance: float = Field(0.05, gt=0, le=0.5, description="the search ends when a rate so much higher does not meet the bound")
+    duration_s: float = Field(30.0, gt=0, description="seconds the search may take for each model; the rounds after it come on top")
+
+    @property
+    def p(self) -> str:
+        """`p99`."""
+        return f"p{self.percentile * 100:g}"
+
+    @property
+    def fewest(self) -> int:
+        """Requests that a trial must have for its percentile to be known."""
+        return timing.fewest_for(self.percentile)
+
+    def requests(self, rate_per_s: float) -> int:
+        """How many a trial has."""
+        return max(self.fewest, math.ceil(rate_per_s * TRIAL_S))
+
+    @property
+    def settings(self) -> list[Setting]:
+        """Every batch size with every delay; a batch of one waits for nobody."""
+        delays = {size: self.max_delay_ms if size > 1 else (0.0,) for size in self.max_batch}
+        return list(dict.fromkeys(Setting(size, delay) for size in self.max_batch for delay in delays[size]))
+
+    def metrics(self) -> tuple[Metric, Metric]:
+        bound = f"{self.latency_bound_ms:g} ms at {self.p}"
+        rate = Metric(name="server_rate_per_s", higher_is_better=True, description=f"requests per second within {bound}", unit="requests/s")
+        tail = f"time within which {self.percentile:.4g} of the requests at the server's rate are answered"
+        return rate, Metric(name=f"server_{self.p.replace('.', '_')}_ms", higher_is_better=False, description=tail, unit="ms")
+
+
+@dataclass(frozen=True)
+class Setting:
+    max_batch: int
+    max_delay_ms: float
+
+    def __str__(self) -> str:
+        return f"max_batch {self.max_batch}, max_delay {self.max_delay_ms:g} ms"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Requests at one rate. `tail_s` is their percentile."""
+
+    setting: Setting
+    rate_per_s: float
+    seconds: list[float]
+    tail_s: float
+    met: bool
+    mean_batch: float
+    padded_share: float
+
+
+@dataclass
+class Served:
+    """What one model can serve: trials of the search, then rounds in turn with the other models with the best setting."""
+
+    asked: ServerLoad
+    trials: list[Trial] = field(default_factory=list)
+    rounds: list[Trial] = field(default_factory=list)
+    converged: bool = True
+
+    @property
+    def setting(self) -> Setting | None:
+        return self.rounds[0].setting if self.rounds else None
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """The rate asked for; of a search the median of its rounds, each of which went up after one that met the bound, else down."""
+        return median(trial.rate_per_s for trial in self.rounds) if self.rounds else None
+
+    @property
+    def interval(self) -> Interval | None:
+        """Of a searched rate."""
+        rates = [trial.rate_per_s for trial in self.rounds]
+        return quantile_interval(rates, 0.5, 0.95) if rates and self.asked.rate_per_s is None else None
+
+    @property
+    def tail_ms(self) -> float | None:
+        found = timing.percentile([s for trial in self.rounds for s in trial.seconds], self.asked.percentile) if self.rounds else None
+        return None if found is None else found * 1e3
+
+    @property
+    def met(self) -> bool:
+        return self.tail_ms is not None and self.tail_ms <= self.asked.latency_bound_ms
+
+    def facts(self) -> dict[str, Any]:
+        if self.setting is None:
+            return {"trials": len(self.trials)}
+        return {
+            "max_batch": self.setting.max_batch,
+            "max_delay_ms": self.setting.max_delay_ms,
+            "mean_batch": round(sum(trial.mean_batch for trial in self.rounds) / len(self.rounds), 2),
+            "padded_share": round(sum(trial.padded_share for trial in self.rounds) / len(self.rounds), 4),
+            "rates_of_rounds_per_s": [round(trial.rate_per_s, 3) for trial in self.rounds],
+            "trials": len(self.trials),
+        }
+
+    def notes(self, name: str, cost: float | None) -> list[Note]:
+        bound = f"{self.asked.latency_bound_ms:g} ms at {self.asked.p}"
+        if self.rate_per_s is None or self.tail_ms is None:
+            return [Note(text=f"server: {self._none(name, bound)}", level=Level.WARNING)]
+        price = "" if cost is None else f", at {cost:.3g} per million"
+        if self.asked.rate_per_s is not None:
+            within = "within" if self.met else "not within"
+            text = f"{name} answers {self.rate_per_s:.4g} requests per second {within} {bound} ({self.tail_ms:.3g} ms) with {self.setting}"
+            return [Note(text=f"server: {text}{price}", level=Level.INFO if self.met else Level.WARNING)]
+        notes = [Note(text=f"server: {name} answers {self.rate_per_s:.4g} requests per second under {bound} with {self.setting}{price}")]
+        if not self.converged:
+            text = f"the search for {name} ended after {self.asked.duration_s:g} s; a higher rate may be possible"
+            notes.append(Note(text=f"server: {text}. Raise server.duration_s", level=Level.WARNING))
+        return notes
+
+    def _none(self, name: str, bound: str) -> str:
+        """Why there is no rate."""
+        ended = f"the search for {name} ended after {self.asked.duration_s:g} s"
+        if not self.trials:
+            return f"{ended} without a trial: {self.asked.fewest} requests of it take longer. Raise server.duration_s"
+        slowest = min(self.trials, key=lambda trial: trial.rate_per_s)
+        text = f"at {slowest.rate_per_s:.3g} requests per second it is {slowest.tail_s * 1e3:.3g} ms"
+        if self.converged:
+            return f"no rate of {name} meets {bound}: {text}"
+        return f"{ended} before a rate met {bound}: {text}. Raise server.duration_s"
+
+
+class Server:
+    """The scenario, for all models: each is searched alone, then all go in turns."""
+
+    def __init__(self, asked: ServerLoad, subjects: Sequence[Subject], say: Say) -> None:
+        self.asked = asked
+        self.subjects = subjects
+        self.say = say
+
+    def measure(self, padding: str, rows: int) -> dict[str, Served]:
+        """Raises:
+        StepError: LoadGen cannot issue the rate asked for on this machine.
+        """
+        prepare(self.subjects, 1, padding, rows)
+        found = {subject.name: Served(self.asked) for subject in self.subjects}
+        starts = {}
+        for i, subject in enumerate(self.subjects):
+            self.say(i / (len(self.subjects) + 1), f"searching the rate of {subject.name}")
+            starts[subject.name] = self._start(subject, found[subject.name])
+        self._rounds(found, starts)
+        return found
+
+    def _start(self, subject: Subject, served: Served) -> tuple[Setting, float] | None:
+        """The best setting of one model and its rate; None where no rate meets the bound."""
+        most = float(subject.call("floor")["per_s"])
+        rate = self.asked.rate_per_s
+        if rate is not None and most * REACHED < rate:
+            text = f"server: rate_per_s {rate:g} was asked for, but this machine issues at most {most:.0f} requests per second even where"
+            raise StepError(f"{text} nothing answers them; lower rate_per_s")
+
+        def trial(setting: Setting, rate: float) -> Trial:
+            served.trials.append(self._trial(subject, setting, rate))
+            return served.trials[-1]
+
+        if rate is not None:
+            best = min((trial(setting, rate) for setting in self.asked.settings), key=lambda each: each.tail_s)
+            return best.setting, rate
+        single = subject.whole(Asked(Scenario.SINGLE_STREAM, 8, 1, 2))
+        search = Search(lambda setting, rate: trial(setting, rate).met, 0.5 / median(single.seconds), most, self.asked)
+        best_of_all = search.best()
+        served.converged = search.converged
+        return best_of_all
+
+    def _rounds(self, found: Mapping[str, Served], starts: Mapping[str, tuple[Setting, float] | None]) -> None:
+        """Up and down (Dixon and Mood, 1948): the rates of the rounds settle where a round meets the bound half of the time."""
+        subjects = {subject.name: subject for subject in self.subjects}
+        rates = {name: start[1] for name, start in starts.items() if start is not None}
+        for number in range(FEWEST_ROUNDS):
+            for name in timing.turn(list(rates), number):
+                left = (FEWEST_ROUNDS - number) / FEWEST_ROUNDS / (len(subjects) + 1)
+                self.say(1 - left, f"round {number + 1} of {FEWEST_ROUNDS}, {name}")
+                setting, _ = starts[name] or (Setting(1, 0), 0)
+                trial = self._trial(subjects[name], setting, rates[name])
+                found[name].rounds.append(trial)
+                if self.asked.rate_per_s is None:
+                    rates[name] *= 1 + self.asked.tolerance if trial.met else 1 / (1 + self.asked.tolerance)
+
+    def _trial(self, subject: Subject, setting: Setting, rate: float) -> Trial:
+        load: dict[str, Any] = {
+            "queries": self.asked.requests(rate),
+            "rate_per_s": rate,
+            "bound_s": self.asked.latency_bound_ms / 1e3,
+            "percentile": self.asked.percentile,
+        }
+        answer = subject.call("serve", {"load": load, "max_batch": setting.max_batch, "max_delay_s": setting.max_delay_ms / 1e3})
+        tail_s = timing.percentile(answer["seconds"], self.asked.percentile)
+        assert tail_s is not None, "a trial has as many requests as its percentile needs"
+        met = tail_s * 1e3 <= self.asked.latency_bound_ms
+        return Trial(setting, rate, answer["seconds"], tail_s, met, answer["mean_batch"], answer["padded_share"])
+
+
+class Search:
+    """The highest rate that meets the bound, over all settings. A setting that cannot beat the best so far costs one trial."""
+
+    def __init__(self, meets: Callable[[Setting, float], bool], start: float, most: float, asked: ServerLoad) -> None:
+        self._meets = meets
+        self._start = start
+        self._most = most
+        self._asked = asked
+        self._deadline = time.monotonic() + asked.duration_s
+        self.converged = True
+
+    def best(self) -> tuple[Setting, float] | None:
+        best: tuple[Setting, float] | None = None
+        for setting in self._asked.settings:
+            if best is None:
+                rate = self._highest(setting, 0.0, self._start)
+            else:
+                better = best[1] * (1 + self._asked.tolerance)
+                beats = self._in_time(better) and self._meets(setting, better)
+                rate = self._highest(setting, better, better * 2) if beats else None
+            if rate is not None:
+                best = setting, rate
+        return best
+
+    def _highest(self, setting: Setting, low: float, rate: float) -> float | None:
+        """From `rate` outwards by doubling or halving, then by bisection. `low` is known to meet the bound (0: nothing is known)."""
+        high = math.inf
+        while not (low and high <= low * (1 + self._asked.tolerance)) and low < self._most and self._in_time(rate):
+            if self._meets(setting, rate):
+                low = rate
+            else:
+                high = rate
+            if not low and high < self._start / HOPELESS:
+                return None
+            rate = min(self._most, low * 2) if high == math.inf else high / 2 if not low else math.sqrt(low * high)
+        return low or None
+
+    def _in_time(self, rate: float) -> bool:
+        """Whether a trial at this rate ends before time is up."""
+        self.converged &= time.monotonic() + self._asked.requests(rate) / rate <= self._deadline
+        return self.converged

@@ -1,0 +1,319 @@
+"""One model of a benchmark, alone in its process: opened once, then asked by LoadGen."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ioptim import loadgen
+from ioptim.batching import Batcher
+from ioptim.core.artifact import open_artifact
+from ioptim.core.runtime import Session
+from ioptim.loadgen import Load, Scenario
+from ioptim.worker import WorkerContext
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ioptim.core.task import Feeds
+
+MAX_LENGTH = 512
+"""Tokens that `padding: max_length` pads to where the task sets no other."""
+FLOOR_QUERIES = 1000
+UNREACHABLE_PER_S = 1e7
+SWITCH_S = 0.0002
+"""How long Python lets one thread run while another waits (its default is 5 ms): a request must not wait for a batch to be padded."""
+
+Rows = tuple[int, ...]
+
+
+class Subject:
+    """Every method takes and returns one JSON value. All of the model's work is done in one thread, so that a thread pool that belongs
+    to a thread (OpenMP's) lives as long as the process."""
+
+    def __init__(self, argument: Mapping[str, Any]) -> None:
+        self._logs = Path(argument["logs"])
+        self._thread = ThreadPoolExecutor(1, "loadgen")
+        self._running: Future[dict[str, Any]] | None = None
+        self._thread.submit(self._open, argument).result()
+
+    def _open(self, argument: Mapping[str, Any]) -> None:
+        self.ctx = WorkerContext(argument["request"])
+        self.model = open_artifact(Path(argument["model"]))
+        start = time.perf_counter()
+        self.session: Session = self.ctx.open(self.model)
+        self.load_s = time.perf_counter() - start
+        self.first_inference_s = 0.0
+
+    def prepare(self, argument: Mapping[str, Any]) -> dict[str, Any]:
+        """Build the rows before any clock runs: `limit` of them, padded as `padding` says. Whole batches of `batch_size` where it can."""
+        answer: dict[str, Any] = self._thread.submit(self._prepare, argument).result()
+        return answer
+
+    def _prepare(self, argument: Mapping[str, Any]) -> dict[str, Any]:
+        self.inputs = Inputs(self.ctx, self.model, argument["padding"], argument["limit"])
+        found, batch_size = len(self.inputs), argument["batch_size"]
+        self.rows = found - found % batch_size if found > batch_size else found
+        if not self.first_inference_s:
+            feed = self.inputs.feed((0,))
+            start = time.perf_counter()
+            self.session.run(feed)
+            self.first_inference_s = time.perf_counter() - start
+        # What is loaded stays. Looking through it for garbage before every block would take 0.2 s where transformers is loaded.
+        gc.collect()
+        gc.freeze()
+        return {"rows": self.rows}
+
+    def begin(self, argument: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Start a LoadGen test (the fields of `Load` but `rows`; `batch_size`, `lead_in`) and return when its last query is answered.
+
+        LoadGen then takes 30 ms to close its books, mostly asleep. They pass while this process is stopped: the answers of a test are
+        what the next `begin`, or `finish`, returns.
+        """
+        before = self.finish()
+        answered = threading.Event()
+        self._running = self._thread.submit(self._block, argument, answered.set)
+        self._running.add_done_callback(lambda _: answered.set())
+        answered.wait()
+        return before
+
+    def finish(self, _: Any = None) -> dict[str, Any] | None:
+        """The answers of the last test: `seconds` of its queries (offline: from the start to the answer to each batch), `padded_share` of
+        what was computed, and `overhead_s` that went by before the last answer with no query under way and no lead-in running."""
+        running, self._running = self._running, None
+        return running.result() if running else None
+
+    def _block(self, argument: Mapping[str, Any], answered: Callable[[], None]) -> dict[str, Any]:
+        start = time.perf_counter()
+        load = Load(**{**argument["load"], "scenario": Scenario(argument["load"]["scenario"])}, rows=self.rows)
+        system = _InTurn(self._call, self._order, argument["batch_size"], argument["lead_in"], answered)
+        with _undisturbed():
+            answers = loadgen.run(load, system, self._logs / load.scenario.value)
+        system.check()
+        offline = load.scenario is Scenario.OFFLINE
+        # The rows of a batch are answered together.
+        seconds = [*answers.seconds[:: argument["batch_size"]]] if offline else answers.seconds
+        busy = max(seconds) if offline else sum(seconds)
+        return {
+            "seconds": seconds,
+            "overhead_s": max(0.0, system.ended - start - system.lead_in_s - busy),
+            "padded_share": self.inputs.padded_share(system.batches),
+        }
+
+    def serve(self, argument: Mapping[str, Any]) -> dict[str, Any]:
+        """One test of the server scenario through a dynamic batcher (`max_batch`, `max_delay_s`)."""
+        answer: dict[str, Any] = self._thread.submit(self._serve, argument).result()
+        return answer
+
+    def _serve(self, argument: Mapping[str, Any]) -> dict[str, Any]:
+        load = Load(**argument["load"], scenario=Scenario.SERVER, rows=self.rows)
+        # Batches form as requests arrive, so padding them is part of what a server does: the clock covers it.
+        lengths = self.inputs.lengths if self.inputs.padding == "bucketed" else None
+        batcher = Batcher(self._answer, loadgen.completer(), argument["max_batch"], argument["max_delay_s"], lengths)
+        system = _Queued(batcher)
+        with _undisturbed(SWITCH_S):
+            answers = loadgen.run(load, system, self._logs / load.scenario.value)
+        batcher.close()
+        return {
+            "seconds": answers.seconds,
+            "mean_batch": len(answers.seconds) / len(batcher.batches),
+            "padded_share": self.inputs.padded_share(batcher.batches),
+        }
+
+    def floor(self, _: Any = None) -> dict[str, float]:
+        """What LoadGen, this process and the null runtime take by themselves: `query_s`, and the most requests issued `per_s`."""
+        answer: dict[str, float] = self._thread.submit(self._floor).result()
+        return answer
+
+    def _floor(self) -> dict[str, float]:
+        from ioptim.runtimes.null import Null
+
+        session = Null().open(self.model, self.ctx.target)
+        feeds = [self.inputs.feed((row,)) for row in range(self.rows)]
+
+        def nothing(rows: Sequence[int]) -> None:
+            session.run(feeds[rows[0]])
+
+        with tempfile.TemporaryDirectory() as folder, _undisturbed(SWITCH_S):
+            alone = _InTurn(nothing, self._order, 1, 10, lambda: None)
+            single = loadgen.run(Load(Scenario.SINGLE_STREAM, FLOOR_QUERIES, self.rows), alone, Path(folder))
+            batcher = Batcher(nothing, loadgen.completer(), 32, 0.0)
+            load = Load(Scenario.SERVER, FLOOR_QUERIES, self.rows, rate_per_s=UNREACHABLE_PER_S)
+            served = loadgen.run(load, _Queued(batcher), Path(folder))
+            batcher.close()
+        # At a rate that no machine issues, the last query is as late as issuing them all took.
+        per_s = FLOOR_QUERIES / (FLOOR_QUERIES / UNREACHABLE_PER_S + served.late_s[-1])
+        return {"query_s": statistics.median(single.seconds), "per_s": per_s}
+
+    def startup(self, _: Any = None) -> dict[str, float]:
+        return {"load_s": self.load_s, "first_inference_s": self.first_inference_s}
+
+    def facts(self, _: Any = None) -> dict[str, Any]:
+        return dict(self.session.facts)
+
+    def _call(self, rows: Rows) -> None:
+        self.session.run(self.inputs.kept(rows))
+
+    def _answer(self, rows: Sequence[int]) -> None:
+        self.session.run(self.inputs.feed(tuple(rows)))
+
+    def _order(self, indices: Sequence[int]) -> list[int]:
+        """Which row stands for each of LoadGen's samples: with `bucketed`, rows of alike length lie beside each other in its order."""
+        row_of = list(range(self.rows))
+        if self.inputs.padding == "bucketed":
+            by_length = sorted(row_of, key=lambda row: self.inputs.lengths[row])
+            # In multi-stream LoadGen loads the first few once more after the last, so that a query may begin at any of them.
+            for index, row in zip(dict.fromkeys(indices), by_length, strict=True):
+                row_of[index] = row
+        return row_of
+
+
+class Inputs:
+    """The rows that a model is asked for, and the batches made of them."""
+
+    def __init__(self, ctx: WorkerContext, model: Any, padding: str, limit: int) -> None:
+        self.padding = padding
+        self._task, self._model = ctx.task, model
+        self._examples: list[Feeds] = []
+        for example in ctx.task.examples(ctx.table("validation"), model):
+            self._examples.append(example)
+            if len(self._examples) == limit:
+                break
+        self.lengths = [sum(array.size for array in example.values()) for example in self._examples]
+        """Elements of each row at its natural length: proportional to its tokens."""
+        self._kept: dict[Rows, tuple[Mapping[str, np.ndarray], int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def feed(self, rows: Rows) -> Mapping[str, np.ndarray]:
+        """One feed: a row at its natural length, a batch at that of its longest, or all as long as `padding` says."""
+        batch = [self._examples[row] for row in rows]
+        if self.padding in ("natural", "bucketed"):
+            return batch[0] if len(batch) == 1 else self._task.collate(batch, self._model)
+        padded = self._task.collate([*batch, self._filler], self._model)  # as long as its longest row, which then goes
+        return {name: array[:-1] for name, array in padded.items()}
+
+    def kept(self, rows: Rows) -> Mapping[str, np.ndarray]:
+        """The same, made once: every block asks for the same batches, and the warm-up has met them all."""
+        found = self._kept.get(rows)
+        if found is None:
+            feed = self.feed(rows)
+            found = self._kept[rows] = feed, sum(array.size for array in feed.values())
+        return found[0]
+
+    def padded_share(self, batches: Sequence[Rows]) -> float:
+        """Of all elements in these batches, those that are padding."""
+        natural = sum(self.lengths[row] for rows in batches for row in rows)
+        whole = sum(self._size(rows) for rows in batches)
+        return 1 - natural / whole
+
+    def _size(self, rows: Rows) -> int:
+        if rows in self._kept:
+            return self._kept[rows][1]
+        if self.padding in ("natural", "bucketed"):
+            return len(rows) * max(self.lengths[row] for row in rows)
+        return len(rows) * max(sum(array.size for array in self._filler.values()), *(self.lengths[row] for row in rows))
+
+    @cached_property
+    def _filler(self) -> Feeds:
+        """An example as long as all are to be."""
+        if self.padding == "longest":
+            return max(self._examples, key=lambda feeds: sum(array.size for array in feeds.values()))
+        return self._task.dummy_feeds(self._model, 1, getattr(self._task, "max_length", None) or MAX_LENGTH)
+
+
+class _InTurn:
+    """Answers in LoadGen's own thread, `batch_size` rows at a time, in its order. `order` gives the row of each sample."""
+
+    def __init__(
+        self,
+        call: Callable[[Rows], object],
+        order: Callable[[Sequence[int]], list[int]],
+        batch_size: int,
+        lead_in: int,
+        done: Callable[[], None],
+    ) -> None:
+        self._call, self._order, self._batch_size, self._lead_in, self._done = call, order, batch_size, lead_in, done
+        self._complete = loadgen.completer()
+        self._error: BaseException | None = None
+        self.batches: list[Rows] = []
+        self.lead_in_s = self.ended = 0.0
+
+    def load(self, indices: Sequence[int]) -> None:
+        """Before the clock: the calls of the lead-in, over the first rows that LoadGen loaded."""
+        self._row_of = self._order(indices)
+        rows = [self._row_of[index] for index in indices]
+        start = time.perf_counter()
+        for i in range(self._lead_in):
+            first = i * self._batch_size % len(rows)
+            self._guarded(tuple(rows[first : first + self._batch_size]))
+        self.lead_in_s = time.perf_counter() - start
+
+    def issue(self, samples: Sequence[Any]) -> None:
+        for i in range(0, len(samples), self._batch_size):
+            chunk = samples[i : i + self._batch_size]
+            rows = tuple([self._row_of[sample.index] for sample in chunk])
+            self._guarded(rows)
+            self._complete([sample.id for sample in chunk])
+            self.batches.append(rows)
+
+    def flush(self) -> None:
+        self.ended = time.perf_counter()
+        self._done()
+
+    def _guarded(self, rows: Rows) -> None:
+        """An exception must not cross LoadGen: it is kept, nothing more is asked of the model, and `check` raises it."""
+        if self._error is None:
+            try:
+                self._call(rows)
+            except BaseException as error:  # noqa: BLE001  # see above
+                self._error = error
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+class _Queued:
+    """Hands every request to a batcher, which answers it in its own time."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+
+    def load(self, indices: Sequence[int]) -> None:
+        pass
+
+    def issue(self, samples: Sequence[Any]) -> None:
+        for sample in samples:
+            self._batcher.submit(sample.id, sample.index)
+
+    def flush(self) -> None:
+        pass
+
+
+class _undisturbed:
+    """Python's garbage collector rests meanwhile, and threads change as often as said."""
+
+    def __init__(self, switch_s: float | None = None) -> None:
+        self._switch_s = switch_s
+
+    def __enter__(self) -> None:
+        self._before = sys.getswitchinterval()
+        if self._switch_s is not None:
+            sys.setswitchinterval(self._switch_s)
+        gc.collect()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        gc.enable()
+        sys.setswitchinterval(self._before)

@@ -1,0 +1,171 @@
+"""What runs in a model's process, here in the test's own, on the null runtime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ioptim import hardware
+from ioptim.core.artifact import Format, ModelArtifact, TensorSpec, seal
+from ioptim.errors import StepError
+from ioptim.subject import Subject
+
+pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is not installed")
+pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+WORDS = ["one", "one two", "one two three four", "one two three four one two three four"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ModelArtifact:
+    """Takes tokens, answers zeros; a token is a word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "one": 1, "two": 2, "three": 3, "four": 4}, "[PAD]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "null.json").write_text("{}")
+    return seal(
+        ModelArtifact(
+            path=folder,
+            format=Format.NULL,
+            entry="null.json",
+            inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence")),),
+            outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 2)),),
+            facts={"runtime": "null", "target": "cpu"},
+        )
+    )
+
+
+@pytest.fixture
+def subject(model: ModelArtifact, tmp_path: Path) -> Iterator[Subject]:
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(json.dumps({"sentence": text, "label": 0}) + "\n" for text in WORDS))
+    request = {
+        "out": str(tmp_path),
+        "task": {"task": "text-classification"},
+        "hardware": hardware.probe().model_dump(mode="json"),
+        "targets": [{"name": "cpu", "threads": 1, "runtime": {"runtime": "null"}}],
+        "target": "cpu",
+        "seed": 0,
+        "candidates": {},
+        "baselines": {},
+        "base": str(tmp_path),
+        "root": None,
+        "data": {"validation": {"source": str(table)}},
+    }
+    yield Subject({"request": request, "model": str(model.path), "logs": str(tmp_path / "loadgen")})
+
+
+def prepare(subject: Subject, padding: str = "natural", batch_size: int = 1, limit: int = 4) -> None:
+    assert subject.prepare({"batch_size": batch_size, "padding": padding, "limit": limit})["rows"] == limit - limit % batch_size
+
+
+def block(subject: Subject, scenario: str, queries: int, batch_size: int = 1) -> dict[str, Any]:
+    rows = batch_size if scenario == "multi-stream" else 1
+    load = {"scenario": scenario, "queries": queries, "rows_per_query": rows}
+    assert subject.begin({"load": load, "batch_size": batch_size, "lead_in": 2}) is None
+    found = subject.finish()
+    assert found is not None
+    return found
+
+
+def seen(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the feeds that the session gets from now on."""
+    shapes: list[tuple[int, ...]] = []
+    run = subject.session.run
+    monkeypatch.setattr(subject.session, "run", lambda feeds: shapes.append(feeds["input_ids"].shape) or run(feeds))  # type: ignore[func-returns-value]
+    return shapes
+
+
+def test_single_stream_at_natural_length(subject: Subject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    prepare(subject)
+    shapes = seen(subject, monkeypatch)
+    found = block(subject, "single-stream", 8)
+    assert len(found["seconds"]) == 8
+    assert found["padded_share"] == 0
+    assert len(shapes) == 2 + 8  # the lead-in is not recorded
+    assert sorted(shapes[2:6]) == [(1, 1), (1, 2), (1, 4), (1, 8)]
+    assert sorted(path.name for path in (tmp_path / "loadgen" / "single-stream").iterdir()) == [
+        "mlperf_log_detail.txt",
+        "mlperf_log_summary.txt",
+    ]
+
+
+def test_the_answers_of_a_test_come_with_the_next(subject: Subject) -> None:
+    prepare(subject)
+    test = {"load": {"scenario": "single-stream", "queries": 4, "rows_per_query": 1}, "batch_size": 1, "lead_in": 0}
+    assert subject.begin(test) is None
+    before = subject.begin({**test, "load": {**test["load"], "queries": 8}})  # type: ignore[dict-item]
+    assert before is not None
+    assert len(before["seconds"]) == 4
+    after = subject.finish()
+    assert after is not None
+    assert len(after["seconds"]) == 8
+    assert subject.finish() is None
+
+
+@pytest.mark.parametrize(
+    ("padding", "shapes", "share"),
+    [
+        ("bucketed", [(2, 2), (2, 8)], 1 - 15 / 20),
+        ("longest", [(2, 8), (2, 8)], 1 - 15 / 32),
+    ],
+)
+def test_offline_batches(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, padding: str, shapes: list[tuple[int, int]], share: float
+) -> None:
+    prepare(subject, padding, batch_size=2)
+    ran = seen(subject, monkeypatch)
+    found = block(subject, "offline", 8, batch_size=2)
+    assert ran[2:] == shapes * 2
+    assert len(found["seconds"]) == 4  # one for each batch
+    assert found["seconds"] == sorted(found["seconds"])
+    assert found["padded_share"] == pytest.approx(share)
+
+
+def test_bucketed_multi_stream(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(subject, "bucketed", batch_size=2)
+    ran = seen(subject, monkeypatch)
+    found = block(subject, "multi-stream", 6, batch_size=2)
+    assert len(found["seconds"]) == 6
+    assert set(ran) <= {(2, 2), (2, 4), (2, 8)}
+
+
+def test_a_server_batches_what_waits(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(subject)
+    ran = seen(subject, monkeypatch)
+    load = {"queries": 200, "rate_per_s": 20_000.0, "bound_s": 0.02, "percentile": 0.99}
+    found = subject.serve({"load": load, "max_batch": 4, "max_delay_s": 0.001})
+    assert len(found["seconds"]) == 200
+    assert sum(shape[0] for shape in ran) == 200
+    assert max(shape[0] for shape in ran) <= 4
+    assert found["mean_batch"] == pytest.approx(200 / len(ran))
+    assert 0 <= found["padded_share"] < 1
+
+
+def test_an_error_of_the_session_is_raised_after_the_test(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(subject)
+
+    def refuse(feeds: Any) -> Any:
+        raise StepError("refused")
+
+    monkeypatch.setattr(subject.session, "run", refuse)
+    load = {"scenario": "single-stream", "queries": 4, "rows_per_query": 1}
+    subject.begin({"load": load, "batch_size": 1, "lead_in": 0})
+    with pytest.raises(StepError, match="^refused$"):
+        subject.finish()
+    with pytest.raises(StepError, match="^refused$"):
+        subject.serve({"load": {"queries": 20, "rate_per_s": 20_000.0}, "max_batch": 4, "max_delay_s": 0.0})
+
+
+def test_the_floor(subject: Subject) -> None:
+    prepare(subject)
+    floor = subject.floor()
+    assert 0 < floor["query_s"] < 0.01
+    assert floor["per_s"] > 100
