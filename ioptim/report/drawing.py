@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from ioptim.core.step import ChartFigure, Series, TableFigure
@@ -51,9 +52,9 @@ def _is_of(name: str, model: str) -> bool:
 def _points(chart: ChartFigure, colours: Sequence[str]) -> Plot:
     named = any(isinstance(x, str) for series in chart.series for x in series.x)
     traces, keys = [], []
-    lines = [series.name for series in chart.series if series.line]
-    for i, (series, colour) in enumerate(zip(chart.series, colours, strict=True)):
-        symbol, dash = SYMBOLS[i % len(SYMBOLS)], DASHES[lines.index(series.name) % len(DASHES)] if series.line else ""
+    symbols, dashes = cycle(SYMBOLS), cycle(DASHES)
+    for series, colour in zip(chart.series, colours, strict=True):
+        symbol, dash = next(symbols) if _measured(series) else "", next(dashes) if series.line else ""
         traces.append(_scatter(series, f"--{colour}", symbol, dash, (chart.x_label, chart.y_label)))
         keys.append(Key(series.name, dash or symbol, colour))
     across = logarithmic([x for s in chart.series for x in s.x if not isinstance(x, str)]) if chart.log_x and not named else {}
@@ -75,7 +76,7 @@ def _scatter(series: Series, colour: str, symbol: str, dash: str, labels: tuple[
         "x": [said(x) if isinstance(x, str) else x for x in series.x],
         "y": list(series.y),
         "mode": "+".join(["lines"] * series.line + ["markers"] * measured),
-        "marker": {"color": colour, "symbol": symbol, "size": 9, "opacity": 0.85, "line": {"color": "--card", "width": 1}},
+        "marker": {"color": colour, "symbol": symbol or SYMBOLS[0], "size": 9, "opacity": 0.85, "line": {"color": "--card", "width": 1}},
         "hoverinfo": "text",
         "hovertext": [_told(series, i, labels) for i in range(len(series.y))],
     }

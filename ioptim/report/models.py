@@ -133,7 +133,7 @@ def _cell(board: Board, metric: str, subject: str, label: str, told: Html | None
         return el("td", el("span", "–", class_="soft"), class_=kind, data_label=label)
     largest = max(abs(board.values[each].get(metric, 0.0)) for each in board.subjects)
     ends = [number(end) for end in sure] if sure else []
-    between = el("span", f" {ends[0]}–{ends[1]}", class_="range") if len(set(ends)) == 2 else None
+    between = el("span", f" {ends[0]} to {ends[1]}", class_="range") if len(set(ends)) == 2 else None
     return el(
         "td",
         el("span", shown(metric, value), between, class_="was"),

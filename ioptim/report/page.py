@@ -51,21 +51,21 @@ def _sections(run: RunRecord, found: Sequence[Board]) -> Iterator[Section]:
     for name, title in SECTIONS.items():
         extra = [figure(drawn(chart, tones)) for chart in timed] if name == "latency" else []
         if name in parts or extra:
-            yield name, title, el("div", extra, _parts(parts.get(name, []), tones), class_="card")
+            yield name, title, el("div", extra, _parts(parts.get(name, []), title, tones), class_="card")
     yield "steps", "Steps", steps(run, tones)
     yield "environment", "Hardware and environment", origins.environment(run)
     yield "artifacts", "Artifacts, and what they were made from", origins.artifacts(run)
     yield "recipe", "Recipe, and how to reproduce", origins.recipe(run)
 
 
-def _parts(parts: Sequence[Placed], tones: Tones) -> Iterator[Html]:
+def _parts(parts: Sequence[Placed], title: str, tones: Tones) -> Iterator[Html]:
     """What each step brings; named after the step where several do."""
     for part in parts:
         if len(parts) > 1:
             where = f" on {part.node.target}" if part.node.target else ""
             yield el("h3", el("a", part.node.id, href=f"#{marks.anchor(part.node.id)}"), where, class_="of")
         yield text(notes(part.notes))
-        yield from (figure(drawn(chart, tones)) for chart in part.charts)
+        yield from (figure(drawn(chart, tones), heading=chart.title != title) for chart in part.charts)
         yield from (titled(table) for table in part.tables)
 
 

@@ -62,15 +62,19 @@ class Plot:
     table_open: bool = False
 
 
-def figure(plot: Plot) -> Html:
-    """The chart with its table behind it; the table alone, unfolded, where plotly is not installed."""
+def figure(plot: Plot, heading: bool = True) -> Html:
+    """The chart with its table behind it; the table alone, unfolded, where plotly is not installed.
+
+    Without `heading` where it would repeat the section's.
+    """
+    head = el("h3", plot.title) if heading else None
     label = f"{plot.title}. {plot.note}".strip() + " The table below holds the numbers."
     if plotly_js() is None:
-        return el("figure", el("h3", plot.title), el("figcaption", plot.note) if plot.note else None, grid(plot.table))
+        return el("figure", head, el("figcaption", plot.note) if plot.note else None, grid(plot.table))
     layout = {**_LAYOUT, **plot.layout}
     return el(
         "figure",
-        el("h3", plot.title),
+        head,
         _legend(plot.keys),
         el("div", el("noscript", "Scripts are off: the table below holds the numbers."), class_="canvas", role="img", aria_label=label),
         data({"data": plot.traces, "layout": layout, "narrow": plot.narrow}),

@@ -74,7 +74,7 @@ pre.wrap{white-space:pre-wrap;overflow-wrap:anywhere}
 .good .answer{color:var(--pass)}.bad .answer{color:var(--fail)}.mixed .answer{color:var(--warn)}
 .meta{display:flex;flex-wrap:wrap;gap:4px 22px;margin:1em 0 0;padding:0;list-style:none;color:var(--soft);font-size:.88rem}
 .meta li{overflow-wrap:anywhere}
-.glance{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:14px 26px;list-style:none;margin:1.1em 0;padding:0}
+.glance{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:14px 26px;list-style:none;margin:1.1em 0;padding:0}
 .glance>li{border-top:2px solid var(--line);padding-top:8px}.glance p{margin:0;overflow-wrap:anywhere}
 .glance .big{font-size:1.5rem;font-weight:650;line-height:1.3;letter-spacing:-.01em}
 .glance ul{list-style:none;margin:.15em 0 0;padding:0}.glance .delta{white-space:normal}.glance ul li{line-height:1.4}
@@ -138,7 +138,7 @@ svg text{font-family:inherit}.label{fill:var(--soft);font-size:12px}
 .runs td{overflow-wrap:anywhere}.runs tbody th{max-width:280px;overflow-wrap:anywhere}.runs svg.interval{max-width:260px;margin-top:6px}
 footer{margin-top:48px;color:var(--soft);font-size:.84rem}
 @media(max-width:760px){main{padding:14px 12px 48px}h1{font-size:1.5rem}.hero{padding:16px}
-.glance{grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:12px 16px}.glance .big{font-size:1.25rem}
+.glance{grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:12px 16px}.glance .big{font-size:1.25rem}
 .verdict{grid-template-columns:minmax(0,1fr)}.verdict .slices{grid-column:1}
 dl{grid-template-columns:minmax(0,1fr);gap:0}dd{margin-bottom:8px}
 .bars li{grid-template-columns:minmax(0,1fr) auto;gap:2px 10px}.bars .meter{grid-column:1/-1;grid-row:2}

@@ -38,7 +38,8 @@ class Chromium:
         self._read, to_write = os.pipe()
         command = [sys.executable, "-SEc", _START, str(to_read), str(to_write), COMMAND, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, pass_fds=(to_read, to_write), **quiet)  # type: ignore[call-overload]
+        here = {**os.environ, "TMPDIR": str(folder)}
+        self._process = subprocess.Popen(command, pass_fds=(to_read, to_write), env=here, **quiet)  # type: ignore[call-overload]
         os.close(to_read)
         os.close(to_write)
         self._buffer, self._count, self._session = b"", 0, ""
@@ -49,10 +50,12 @@ class Chromium:
             self.call(f"{domain}.enable")
 
     def close(self) -> None:
+        """End the browser with its own children."""
+        self._session = ""
+        self.call("Browser.close")
+        self._process.wait(30)
         os.close(self._write)
         os.close(self._read)
-        self._process.terminate()
-        self._process.wait(30)
 
     def open(self, path: Path, width: int, dark: bool = False) -> None:
         """Load a file and wait until every chart in sight is drawn."""

@@ -87,7 +87,7 @@ def test_a_bound_is_a_line_without_marks_in_ink() -> None:
     plot = drawn(chart("points", roof, measured, log_x=True), TONES)
     assert [trace["mode"] for trace in plot.traces] == ["lines", "markers"]
     assert plot.traces[0]["line"]["color"] == "--ink"
-    assert [key.shape for key in plot.keys] == ["solid", "square"]
+    assert [key.shape for key in plot.keys] == ["solid", "circle"]
 
 
 def test_a_model_has_its_colour_everywhere_and_others_take_what_is_left() -> None:
