@@ -104,6 +104,8 @@ class TestVision:
     def test_the_store_report_and_comparison_commands(self, vision: tuple[Path, dict[str, Any]]) -> None:
         home, document = vision
         assert ioptim(home, "cache", "verify").stdout.startswith("0 damaged results")
+        verified = ioptim(home, "verify", document["run_id"])
+        assert verified.returncode == 0 and "pass follows from the recorded samples" in verified.stdout
         shown = ioptim(home, "report", document["run_id"])
         assert shown.returncode == 0 and "accuracy" in shown.stdout
         assert "<html" in Path(document["report"]).read_text()

@@ -9,6 +9,7 @@ import pytest
 
 from ioptim import plan as planning
 from ioptim.core.target import Hardware
+from ioptim.core.task import Table
 from ioptim.errors import PlanError, UnavailableError
 from ioptim.plan import Plan, make_plan
 from ioptim.recipe import read_recipe
@@ -163,11 +164,33 @@ def test_an_after_that_names_nothing(tmp_path: Path) -> None:
             "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, candidate: quantize}]}",
             "'quantize' is not measured here; candidates are compile",
         ),
+        (
+            "compile\n{step: validate, gates: [{metric: accuracy, max_drop: 0.1}]}",
+            "validate has no metric 'accuracy'. It has: ndcg_at_10, recall_at_1, output_cosine_mean, output_cosine_p1",
+        ),
     ],
 )
 def test_objections_are_in_the_plan(tmp_path: Path, steps: str, message: str) -> None:
     found = objections(plan(tmp_path, steps))
     assert any(text.startswith(message) for text in found), found
+
+
+def test_slices_that_the_rows_do_not_have_are_objected_to_where_the_rows_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Rows(Anything):
+        cheap = True
+
+        def read(self) -> Table:
+            columns = {"query": ["a", "b"], "passage": ["c", "d"], "topic": ["x", "y"]}
+            return Table(columns=columns, rows=("1", "2"), origin="rows.tsv")
+
+    monkeypatch.setattr(planning, "data_source", lambda *args: Rows())
+    made = plan(tmp_path, "compile\n{step: validate, gates: [{metric: ndcg_at_10, max_drop: 0.1, slices: topc}]}")
+    assert [str(problem) for problem in made.objections] == [
+        "line 7: steps.validate.gates: gate on ndcg_at_10: rows.tsv has no column 'topc' to slice by;"
+        " did you mean 'topic'? There are: query, passage, topic, input_length"
+    ]
 
 
 def test_a_format_that_nothing_makes(tmp_path: Path) -> None:

@@ -41,9 +41,8 @@ def length_buckets(lengths: Sequence[int], unit: str) -> tuple[str, ...]:
 
 def objection(name: str, table: Table, task: Task) -> str:
     """Why the rows cannot be sliced so, with what there is; nothing when they can."""
-    if name == INPUT_LENGTH:
-        has = ", ".join(sliceable(table, task)) or "no column to slice by"
-        return "" if task.length_unit else f"all inputs of {task.task} have the same size, so there is no input_length; there is {has}"
+    if name == INPUT_LENGTH and task.length_unit:
+        return ""
     if name not in table.columns:
         known = sliceable(table, task)
         hint = did_you_mean(name, known)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ioptim.core.artifact import Format, ModelArtifact, TensorSpec
 from ioptim.core.base import Frozen
@@ -226,14 +226,21 @@ class MeasuringStep(Step, ABC):
     measures: ClassVar[bool] = True
     gates: tuple[Gate, ...] = Field((), description="bounds that block a regression")
 
+    scores_rows: ClassVar[bool] = False
+    """Whether its samples are of rows, so that a gate may name `slices`."""
+
+    @field_validator("gates")
+    @classmethod
+    def _slices_are_of_rows(cls, gates: tuple[Gate, ...]) -> tuple[Gate, ...]:
+        sliced = [gate.metric for gate in gates if gate.slices is not None]
+        if sliced and not cls.scores_rows:
+            raise ValueError(f"slices are of rows, which this step does not score; leave `slices` out of the gate on {', '.join(sliced)}")
+        return gates
+
     def metric_names(self, task: Task) -> Sequence[str]:
         """Names that a gate on this step may use."""
         return ()
 
     def check_rows(self, table: Table, task: Task) -> list[str]:
         """Objections to gates that these validation rows cannot answer; asked where a plan can read the rows."""
-        return [
-            f"gate on {gate.metric}: slices are of rows, and {self.step} measures no rows; leave `slices` out"
-            for gate in self.gates
-            if gate.slices is not None
-        ]
+        return []

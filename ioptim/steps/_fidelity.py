@@ -48,15 +48,6 @@ def metrics_for(task: Task) -> tuple[Metric, ...]:
     return METRICS if task.output == "logits" else (COSINE, COSINE_P1)
 
 
-def fewest_rows(quantile: float) -> int:
-    """Rows below which a low quantile is not reported: 299 for the 1st percentile.
-
-    With fewer, the smallest value is above the true quantile in more than 5 % of all draws: the bad rows may not have been seen.
-    Source: Wilks, Determination of Sample Sizes for Setting Tolerance Limits, Ann. Math. Statist. 12 (1941) 91-96.
-    """
-    return math.ceil(math.log(0.05) / math.log(1 - quantile))
-
-
 def compare(outputs: Sequence[Outputs], reference: Sequence[Outputs], task: Task, rows: int) -> dict[str, list[float]]:
     """One value per row of every metric, the mean over the row's examples; empty when the shapes differ.
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from ioptim import timing
 from ioptim.core import slices
 from ioptim.core.artifact import ModelArtifact
+from ioptim.core.gate import Gate
 from ioptim.core.metrics import Kind, Samples
 from ioptim.core.step import Context, Level, MeasuringStep, Note, Outcome, TableFigure, Where
 from ioptim.core.task import Table, Task
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ioptim.core.task import Feeds, Outputs
 
 SOURCE = "source"
+_QUANTILES = {metric.name for metric in fidelity.METRICS if metric.quantile is not None}
 _EXCERPT = 80
 
 Scores = dict[str, tuple[float | None, ...]]
@@ -62,6 +65,7 @@ class Validate(MeasuringStep):
     compares = True
     libraries = ("numpy",)
     uses_data = ("validation",)
+    scores_rows = True
     batch_size: int = Field(1, ge=1, description="examples of equal shape that share a call; 1 is how single requests are served")
     changed_rows: int = Field(10, ge=0, le=100, description="rows whose score changed most, shown in the report with their text")
 
@@ -70,17 +74,8 @@ class Validate(MeasuringStep):
         return [metric.name for metric in (*task.metrics, *fidelity.metrics_for(task))]
 
     def check(self, where: Where) -> list[str]:
-        """A gate on rows bounds a drop, a ratio or a value, never a speedup; on a quantile of rows a value."""
-        quantiles = {metric.name for metric in fidelity.METRICS if metric.quantile is not None}
-        return [
-            f"gate on {gate.metric}: min_speedup is for times and throughputs; on rows use max_drop, min_ratio or min_value"
-            for gate in self.gates
-            if gate.bound[0] == "min_speedup"
-        ] + [
-            f"gate on {gate.metric}: {gate.bound[0]} does not fit a quantile of rows; use min_value or max_value"
-            for gate in self.gates
-            if gate.metric in quantiles and gate.bound[0] not in ("min_speedup", "min_value", "max_value")
-        ]
+        """A gate on rows bounds a drop, a ratio or a value, never a speedup; on a quantile of rows a value; slices are those there are."""
+        return [f"gate on {gate.metric}: {text}" for gate in self.gates for text in _objections(gate, where)]
 
     def check_rows(self, table: Table, task: Task) -> list[str]:
         """Objections to gates whose `slices` these rows do not have."""
@@ -106,6 +101,16 @@ class Validate(MeasuringStep):
             notes=(*_notes(samples, list(ctx.candidates), ctx.task.notes(table, _first(models))), *unlike),
             facts={"rows": len(table), "data": table.origin, "executed": {name: dict(s.facts) for name, s in subjects.items()}},
         )
+
+
+def _objections(gate: Gate, where: Where) -> Iterator[str]:
+    bound = gate.bound[0]
+    if bound == "min_speedup":
+        yield "min_speedup is for times and throughputs; on rows use max_drop, min_ratio or min_value"
+    elif gate.metric in _QUANTILES and bound not in ("min_value", "max_value"):
+        yield f"{bound} does not fit a quantile of rows; use min_value or max_value"
+    if gate.slices == slices.INPUT_LENGTH and not where.task.length_unit:
+        yield f"all inputs of {where.task.task} have the same size, so there is no input_length; slice by a column, for example label"
 
 
 # --- running the models
@@ -245,8 +250,8 @@ def _means(samples: Sequence[Samples], names: Sequence[str]) -> dict[str, dict[s
 
 
 def _too_few(sample: Samples) -> int:
-    """How many rows a quantile would need, where there are fewer; else 0."""
-    needed = fidelity.fewest_rows(sample.metric.quantile) if sample.metric.quantile is not None else 0
+    """How many rows a low quantile would need, where there are fewer; else 0."""
+    needed = timing.fewest_for(1 - sample.metric.quantile) if sample.metric.quantile is not None else 0
     return needed if len(sample.rows) < needed else 0
 
 

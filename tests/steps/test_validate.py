@@ -13,7 +13,8 @@ import pytest
 from ioptim.core.artifact import Format, ModelArtifact, TensorSpec
 from ioptim.core.gate import Gate
 from ioptim.core.metrics import Kind, Metric, Samples
-from ioptim.core.step import Level, Outcome
+from ioptim.core.step import Level, Outcome, Where
+from ioptim.core.target import Hardware
 from ioptim.core.task import Table, Task
 from ioptim.errors import StepError
 from ioptim.steps.validate import Validate
@@ -315,10 +316,27 @@ def test_inputs_of_one_size_have_no_length_to_slice_by() -> None:
         length_unit = ""
 
     step = Validate(gates=(Gate(metric="accuracy", max_drop=0.1, slices="input_length"),))
-    assert step.check_rows(TABLE, Square()) == [
-        "gate on accuracy: all inputs of length have the same size, so there is no input_length; there is sentence, label"
+    assert step.check(where(Square())) == [
+        "gate on accuracy: all inputs of length have the same size, so there is no input_length; slice by a column, for example label"
     ]
+    assert step.check(where(LengthTask())) == []
     assert step.check_rows(TABLE, LengthTask()) == []
+    assert step.check_rows(TABLE, Square()) == [
+        "gate on accuracy: test.tsv has no column 'input_length' to slice by. There are: sentence, label"
+    ]
+
+
+def test_a_step_that_scores_no_rows_takes_no_slices() -> None:
+    class Timed(Validate):
+        scores_rows = False
+
+    with pytest.raises(ValueError, match="slices are of rows, which this step does not score; leave `slices` out of the gate on accuracy"):
+        Timed(gates=(Gate(metric="accuracy", max_drop=0.1, slices="label"),))
+
+
+def where(task: Task) -> Where:
+    hardware = Hardware(cpu_model="test", cpu_flags=(), cores=1, threads=1, memory_bytes=1)
+    return Where(format=Format.ONNX, targets=(), task=task, hardware=hardware, has_calibration=False)
 
 
 # --- fidelity
