@@ -118,10 +118,11 @@ class Subject:
         load = Load(**argument["load"], scenario=Scenario.SERVER, rows=self.rows)
         # Batches form as requests arrive, so padding them is part of what a server does: the clock covers it.
         lengths = self.inputs.lengths if self.inputs.padding == "bucketed" else None
+        for i in range(argument["lead_in"]):
+            self._answer([(i + j) % self.rows for j in range(argument["max_batch"])])
         batcher = Batcher(self._answer, loadgen.completer(), argument["max_batch"], argument["max_delay_s"], lengths)
-        system = _Queued(batcher)
         with _undisturbed(SWITCH_S):
-            answers = loadgen.run(load, system, self._logs / load.scenario.value)
+            answers = loadgen.run(load, _Queued(batcher), self._logs / load.scenario.value)
         batcher.close()
         return {
             "seconds": answers.seconds,

@@ -141,8 +141,10 @@ def test_a_server_batches_what_waits(subject: Subject, monkeypatch: pytest.Monke
     prepare(subject)
     ran = seen(subject, monkeypatch)
     load = {"queries": 200, "rate_per_s": 20_000.0, "bound_s": 0.02, "percentile": 0.99}
-    found = subject.serve({"load": load, "max_batch": 4, "max_delay_s": 0.001})
+    found = subject.serve({"load": load, "max_batch": 4, "max_delay_s": 0.001, "lead_in": 3})
     assert len(found["seconds"]) == 200
+    assert [shape[0] for shape in ran[:3]] == [4, 4, 4]  # the lead-in
+    ran = ran[3:]
     assert sum(shape[0] for shape in ran) == 200
     assert max(shape[0] for shape in ran) <= 4
     assert found["mean_batch"] == pytest.approx(200 / len(ran))
@@ -161,7 +163,7 @@ def test_an_error_of_the_session_is_raised_after_the_test(subject: Subject, monk
     with pytest.raises(StepError, match="^refused$"):
         subject.finish()
     with pytest.raises(StepError, match="^refused$"):
-        subject.serve({"load": {"queries": 20, "rate_per_s": 20_000.0}, "max_batch": 4, "max_delay_s": 0.0})
+        subject.serve({"load": {"queries": 20, "rate_per_s": 20_000.0}, "max_batch": 4, "max_delay_s": 0.0, "lead_in": 0})
 
 
 def test_the_floor(subject: Subject) -> None:

@@ -83,7 +83,8 @@ class Benchmark(MeasuringStep):
 
     def _metrics(self) -> list[Metric]:
         timed = [figure.metric for scenario, figures in FIGURES.items() if scenario in self.scenarios for figure in figures]
-        served = self.server.metrics() if self.server else ()
+        # At a rate that is given, the tail is what is measured; a searched rate has its tail at the bound.
+        served = [self.server.rate if self.server.rate_per_s is None else self.server.tail] if self.server else []
         cost = (COST,) if self.server or Scenario.OFFLINE in self.scenarios else ()
         return [*timed, *served, *cost, MEMORY, SIZE]
 

@@ -12,7 +12,7 @@ from ioptim.loadgen import Scenario
 from ioptim.steps.benchmark import charts, tables
 from ioptim.steps.benchmark.rounds import Taken
 from ioptim.steps.benchmark.scenarios import COST, FIGURES, MEMORY, P50, SIZE, THROUGHPUT
-from ioptim.steps.benchmark.server import Served
+from ioptim.steps.benchmark.server import RATE, Served
 from ioptim.steps.benchmark.subjects import Subject
 
 FLOOR_LIMIT_S = 20e-6
@@ -68,8 +68,7 @@ class Result:
         if single := self.taken.get(Scenario.SINGLE_STREAM):
             found["n"] = sum(map(len, single.seconds(subject.name)))
         if served := self.served.get(subject.name):
-            rate, tail = served.asked.metrics()
-            found |= {rate.name: served.rate_per_s, tail.name: served.tail_ms}
+            found |= {RATE: served.rate_per_s, served.asked.tail.name: served.tail_ms}
         found[COST.name] = self._cost(subject, found)
         found["energy_per_row_j"] = self._energy(subject.name)
         found |= {MEMORY.name: subject.peak_memory_bytes, SIZE.name: subject.model.size_bytes}
@@ -78,7 +77,7 @@ class Result:
 
     def _cost(self, subject: Subject, figures: Mapping[str, float | None]) -> float | None:
         """Of the target's price, at the server's rate where there is one, else at the offline throughput."""
-        rate = figures.get("server_rate_per_s" if self.served else THROUGHPUT.metric.name)
+        rate = figures.get(RATE if self.served else THROUGHPUT.metric.name)
         return _cost(subject.target.price_per_hour, rate)
 
     def _energy(self, name: str) -> float | None:
@@ -106,13 +105,13 @@ class Result:
                 if figure.metric == metric:
                     return figure.of_blocks(taken.seconds(subject.name), taken.asked.rows)
         if metric is COST:
-            rates = self._blocks(THROUGHPUT.metric, subject) if not self.served else self._rates(subject.name)
+            rates = self._rates(subject.name) if self.served else self._blocks(THROUGHPUT.metric, subject)
             return [_cost(subject.target.price_per_hour, rate) for rate in rates]
-        if metric.name == "server_rate_per_s":
+        if metric.name == RATE:
             return self._rates(subject.name)
-        return [trial.tail_s * 1e3 for trial in self.served[subject.name].rounds] if subject.name in self.served else []
+        return [trial.tail_s * 1e3 for trial in self.served[subject.name].rounds]
 
-    def _rates(self, name: str) -> list[float]:
+    def _rates(self, name: str) -> Sequence[float | None]:
         return [trial.rate_per_s for trial in self.served[name].rounds]
 
     def _facts(self, padding: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def served(found: Mapping[str, Served], figures: Mapping[str, Mapping[str, float
         numbers = (one.rate_per_s, low, high, one.tail_ms, *batches, cost)
         rows.append((model, *(_rounded(value) for value in numbers)))
     columns = ("model", "requests/s", "low", "high", f"{asked.p} ms", "max batch", "max delay ms", "mean batch", "padded share")
-    title = f"Requests per second {'at the rate asked for' if asked.rate_per_s else f'under {asked.latency_bound_ms:g} ms at {asked.p}'}"
+    title = f"Requests per second {'at the rate asked for' if asked.rate_per_s else f'under {asked.bound}'}"
     return TableFigure(title=title, columns=(*columns, "cost per million"), rows=tuple(rows))
 
 
