@@ -113,6 +113,21 @@ def test_an_equally_fast_candidate_is_not_called_slower_in_100_repetitions() -> 
     assert verdicts.count(Verdict.PASS) <= 6
 
 
+def test_a_candidate_of_equal_quality_is_not_called_worse_in_100_repetitions() -> None:
+    """A true drop of 0 before `max_drop: 0`: 2.5 false alarms are nominal, for answers and for scores. 5 at most with the noise."""
+    rng = random.Random(6)
+    failed = {ACCURACY.name: 0, NDCG.name: 0}
+    for _ in range(100):
+        source = [float(rng.random() < 0.9) for _ in range(200)]
+        candidate = [float(rng.random() < 0.9) if rng.random() < 0.3 else value for value in source]
+        failed[ACCURACY.name] += one(scores(ACCURACY, Kind.PAIRED_ROWS, int8=candidate, source=source), max_drop=0).verdict is Verdict.FAIL
+        source = [rng.random() for _ in range(200)]
+        candidate = [rng.random() if rng.random() < 0.3 else value for value in source]
+        failed[NDCG.name] += one(scores(NDCG, Kind.PAIRED_ROWS, int8=candidate, source=source), max_drop=0).verdict is Verdict.FAIL
+    assert all(count <= 5 for count in failed.values()), failed
+    assert sum(failed.values()) > 0, "a test that never alarms would not notice intervals that are far too wide"
+
+
 def test_all_rows_right_in_both() -> None:
     assert one(accuracy(rows=100, right=100), max_drop=0.01).verdict is Verdict.PASS
 
