@@ -215,7 +215,8 @@ def _verdicts(runs: Sequence[RunRecord]) -> tuple[VerdictRow, ...]:
 def _label(result: GateResult) -> str:
     kind, bound = result.gate.bound
     versus = f" against {result.baseline}" if result.baseline else ""
-    return f"{result.candidate} {result.metric} {kind} {number(bound)}{versus}"
+    by = f" in every slice by {result.gate.slices}" if result.gate.slices else ""
+    return f"{result.candidate} {result.metric} {kind} {number(bound)}{versus}{by}"
 
 
 def _verdict(result: GateResult | None) -> str:
