@@ -9,7 +9,7 @@ from ioptim.report import marks
 from ioptim.report.comparison import BEFORE, Axes, Comparison, MetricRow, VerdictRow
 from ioptim.report.document import document, without_charts
 from ioptim.report.figures import moment, number, shown
-from ioptim.report.html import Child, Html, el, scroll
+from ioptim.report.html import Child, Html, el, scroll, text
 from ioptim.report.plot import Plot, figure, tone
 from ioptim.report.trade_off import Spot, trade_off
 
@@ -18,6 +18,7 @@ def comparison_page(comparison: Comparison) -> str:
     """The page; it needs nothing else."""
     title = f"{len(comparison.runs)} runs side by side"
     sections = list(_sections(comparison))
+    parts = text([el("section", el("h2", heading, id=name), el("div", content, class_="card")) for name, heading, content in sections])
     body = (
         el("a", "Skip to the first table", href=f"#{sections[0][0]}", class_="skip") if sections else None,
         el(
@@ -25,8 +26,8 @@ def comparison_page(comparison: Comparison) -> str:
             el("h1", title),
             [el("div", el("p", warning), class_="callout mixed", role="note") for warning in comparison.warnings],
             _heads(comparison),
-            without_charts(),
-            [el("section", el("h2", heading, id=name), el("div", content, class_="card")) for name, heading, content in sections],
+            without_charts(parts),
+            parts,
         ),
     )
     return document(title, *body)

@@ -45,8 +45,8 @@ def distribution(chart: ChartFigure, colours: Sequence[str]) -> Plot:
     short = [_named(series.name, row, 16) for series, row in zip(chart.series, rows, strict=True)]
     narrow = {"yaxis.ticktext": short, "xaxis.nticks": 5, "yaxis.tickfont.size": 12, **thinned(scale, "xaxis")}
     lost = sum(len(series.y) for series in chart.series) - len(every)
-    note = " ".join(part for part in (chart.note, _legend(rows), f"{lost} samples were not numbers." if lost else "") if part)
-    return Plot(chart.title, traces, layout, _table(chart, rows), (), note, narrow, table_open=True)
+    note = " ".join(part for part in (chart.note, f"{lost} samples were not numbers." if lost else "") if part)
+    return Plot(chart.title, traces, layout, _table(chart, rows), (), note, _legend(rows), narrow, table_open=True)
 
 
 def _legend(rows: Sequence[Sequence[float]]) -> str:

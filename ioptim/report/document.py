@@ -34,9 +34,9 @@ def document(title: str, *body: Child) -> str:
     return f"<!doctype html>\n{el('html', head, shown, lang='en')}\n"
 
 
-def without_charts() -> Html | None:
-    """Why there is no chart in the page, and how to get them; nothing where they are drawn."""
-    return el("div", el("p", NOT_INSTALLED), class_="callout mixed", role="note") if plotly_js() is None else None
+def without_charts(content: str) -> Html | None:
+    """Why the figures of this content have no chart, and how to get them; nothing where they are drawn or there is none."""
+    return el("p", NOT_INSTALLED, class_="soft", role="note") if plotly_js() is None and "<figure" in content else None
 
 
 def _policy(scripts: list[str], styles: list[str]) -> str:

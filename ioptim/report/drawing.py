@@ -65,8 +65,8 @@ def _points(chart: ChartFigure, colours: Sequence[str]) -> Plot:
         "annotations": [above(chart.y_label)],
         "height": 380,
     }
-    note = " ".join(part for part in (chart.note, _left_out(chart)) if part)
-    return Plot(chart.title, traces, layout, _points_table(chart), keys, note, {"xaxis.nticks": 5, **thinned(across, "xaxis")})
+    narrow = {"xaxis.nticks": 5, **thinned(across, "xaxis")}
+    return Plot(chart.title, traces, layout, _points_table(chart), keys, chart.note, _left_out(chart), narrow)
 
 
 def _scatter(series: Series, colour: str, symbol: str, dash: str, labels: tuple[str, str]) -> dict[str, Any]:
@@ -157,9 +157,8 @@ def _bars(chart: ChartFigure, colours: Sequence[str]) -> Plot:
     }
     narrow = {"yaxis.ticktext": [said(name, _SHORT_NAME) for name in shown], "xaxis.nticks": 4, **thinned(along, "xaxis")}
     kept = f"The {len(shown)} largest of {len(names)} are drawn, all are in the table." if len(shown) < len(names) else ""
-    note = " ".join(part for part in (chart.note, kept) if part)
     keys = [Key(series.name, "bar", colour) for series, colour in zip(chart.series, colours, strict=True)]
-    return Plot(chart.title, traces, layout, _bars_table(chart, names), keys, note, narrow)
+    return Plot(chart.title, traces, layout, _bars_table(chart, names), keys, chart.note, kept, narrow)
 
 
 def _bar(series: Series, colour: str, shown: Sequence[str], chart: ChartFigure) -> dict[str, Any]:

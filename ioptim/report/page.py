@@ -26,14 +26,18 @@ Section = tuple[str, str, Html]
 def page(run: RunRecord) -> str:
     """The whole document."""
     found = boards(run)
-    sections = [("verdicts", "Verdicts", verdicts(run)), *_sections(run, found)]
+    sections = list(_sections(run, found))
+    rest = text([_section(*section) for section in sections])
     body = (
         el("a", "Skip to the verdicts", href="#verdicts", class_="skip"),
         el(
             "main",
             _hero(run, found),
             _callouts(run),
-            [text(_section(*section), _contents(sections[1:]) if i == 0 else None) for i, section in enumerate(sections)],
+            _section("verdicts", "Verdicts", verdicts(run)),
+            _contents(sections),
+            without_charts(rest),
+            rest,
             el("footer", f"ioptim · run {run.run_id} · raw samples and logs lie beside this file; run.json holds all of it"),
         ),
     )
@@ -111,4 +115,3 @@ def _callouts(run: RunRecord) -> Iterator[Html]:
     rest = [warning for warning in run.warnings if not any(key in warning for key in shown_already)]
     if rest:
         yield el("div", [el("p", warning) for warning in rest], class_="callout mixed", role="note")
-    yield text(without_charts())

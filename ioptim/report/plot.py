@@ -58,6 +58,9 @@ class Plot:
     table: TableFigure
     keys: Sequence[Key] = ()
     note: str = ""
+    """What it shows; stands beside the table too."""
+    reading: str = ""
+    """How to read the drawing."""
     narrow: Mapping[str, Any] = field(default_factory=dict)
     table_open: bool = False
 
@@ -68,7 +71,8 @@ def figure(plot: Plot, heading: bool = True) -> Html:
     Without `heading` where it would repeat the section's.
     """
     head = el("h3", plot.title) if heading else None
-    label = f"{plot.title}. {plot.note}".strip() + " The table below holds the numbers."
+    label = " ".join(part for part in (f"{plot.title}.", plot.note, plot.reading, "The table below holds the numbers.") if part)
+    caption = " ".join(part for part in (plot.note, plot.reading) if part)
     if plotly_js() is None:
         return el("figure", head, el("figcaption", plot.note) if plot.note else None, grid(plot.table))
     layout = {**_LAYOUT, **plot.layout}
@@ -78,7 +82,7 @@ def figure(plot: Plot, heading: bool = True) -> Html:
         _legend(plot.keys),
         el("div", el("noscript", "Scripts are off: the table below holds the numbers."), class_="canvas", role="img", aria_label=label),
         data({"data": plot.traces, "layout": layout, "narrow": plot.narrow}),
-        el("figcaption", plot.note) if plot.note else None,
+        el("figcaption", caption) if caption else None,
         folded("The numbers as a table", plot.table, plot.table_open),
         class_="plot",
     )

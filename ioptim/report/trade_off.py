@@ -52,8 +52,15 @@ def trade_off(title: str, speed: str, quality: str, spots: Sequence[Spot], gates
     words.append("Bars are 95 % intervals." if any(spot.speed_interval or spot.quality_interval for spot in spots) else "")
     words.append("Dashed lines are the gates' bounds." if bounds[0] or bounds[1] else "")
     keys = [Key(spot.name, SYMBOLS[i % len(SYMBOLS)], spot.colour) for i, spot in enumerate(spots)]
-    note = " ".join(word for word in words if word)
-    return Plot(title, traces, layout, _table(title, speed, quality, spots), keys, note, {"height": 340, **thinned(scale, "xaxis")})
+    return Plot(
+        title=title,
+        traces=traces,
+        layout=layout,
+        table=_table(title, speed, quality, spots),
+        keys=keys,
+        reading=" ".join(word for word in words if word),
+        narrow={"height": 340, **thinned(scale, "xaxis")},
+    )
 
 
 def _marker(spot: Spot, i: int, speed: str, quality: str, largest: float) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_few_samples_are_all_drawn_and_support_no_tail() -> None:
     dots, strokes = plot.traces
     assert len(dots["x"]) == 20 and strokes["x"] == [19.5]
     assert plot.table.rows == (("m0", 20, 10.0, 19.5, None, None, 29.0),)
-    assert plot.note.startswith("Every dot is one sample") and plot.table_open
+    assert plot.reading.startswith("Every dot is one sample") and plot.table_open
 
 
 def test_many_samples_become_a_density_of_fixed_size() -> None:

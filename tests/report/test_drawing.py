@@ -61,7 +61,7 @@ def test_only_the_largest_of_many_bars_are_drawn_and_that_is_said() -> None:
     [bar] = plot.traces
     assert len(bar["x"]) == MOST_BARS and min(bar["x"]) == 20.0
     assert bar["error_x"]["array"][0] == 40.0 and bar["error_x"]["arrayminus"][0] == 20.0
-    assert plot.note == "The 30 largest of 50 are drawn, all are in the table."
+    assert plot.reading == "The 30 largest of 50 are drawn, all are in the table."
     assert len(plot.table.rows) == 50 and plot.table.rows[0] == ("layer0", 0.0, "0 to 60")
 
 
@@ -71,13 +71,13 @@ def test_points_keep_labels_intervals_and_gaps() -> None:
     [trace] = plot.traces
     assert trace["mode"] == "markers" and trace["error_y"]["array"] == [2.0, None]
     assert trace["hovertext"][0] == "m<br>first<br>x: 1<br>y: 10<br>interval 9 to 12"
-    assert plot.note == "Of 2 points, 1 without a value."
+    assert plot.reading == "Of 2 points, 1 without a value."
     assert plot.table.rows == (("m", "first", 1.0, 10.0, "9 to 12"), ("m", "second", 2.0, None, ""))
 
 
 def test_what_a_logarithmic_axis_cannot_show_is_counted() -> None:
     plot = drawn(chart("points", Series(name="m", x=(0.0, 1.0), y=(1.0, -1.0)), log_x=True, log_y=True), TONES)
-    assert plot.note == "Of 2 points, 2 at or below zero not shown on the logarithmic axis."
+    assert plot.reading == "Of 2 points, 2 at or below zero not shown on the logarithmic axis."
     assert plot.layout["xaxis"]["type"] == plot.layout["yaxis"]["type"] == "log"
 
 

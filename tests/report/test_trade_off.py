@@ -29,7 +29,7 @@ def test_markers_have_the_area_of_the_size_on_disk() -> None:
     assert len({trace["marker"]["symbol"] for trace in plot.traces}) == 3
     assert plot.traces[0]["error_x"]["array"] == [pytest.approx(0.02)] and plot.traces[1]["error_x"] == {"visible": False}
     assert plot.table.rows[0] == ("compile", "0.883 (0.86 to 0.9)", "1.04 (1.01 to 1.06)", "23 MB")
-    assert plot.note == "Higher is better, further left is faster. The area is the size on disk. Bars are 95 % intervals."
+    assert plot.reading == "Higher is better, further left is faster. The area is the size on disk. Bars are 95 % intervals."
 
 
 def test_bounds_start_from_the_gates_baseline(records: ModuleType, tmp_path: Path) -> None:
