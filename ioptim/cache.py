@@ -121,6 +121,10 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
             held.close()
 
+    def partial(self, key: str) -> Path:
+        """Where a step may leave what it needs to go on after a kill; there until a result is put under the key."""
+        return self.root / "partial" / key
+
     def put(
         self, key: str, step: str, ingredients: Mapping[str, Any], outcome: Outcome, out: Path, seconds: float, parent: ModelArtifact | None
     ) -> Result:
@@ -144,6 +148,7 @@ class Store:
                 computed=now(),
             )
             write_json(self._result(key), result.model_dump(mode="json"))
+            shutil.rmtree(self.root / "partial" / key, ignore_errors=True)
         except OSError as error:
             self._refuse(error)
         return result
@@ -249,6 +254,11 @@ class Store:
                 freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
                 if not dry_run:
                     self._discard(folder)
+        for folder in (self.root / "partial").glob("*"):
+            if datetime.fromtimestamp(folder.stat().st_mtime, UTC) < limit:
+                freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+                if not dry_run:
+                    shutil.rmtree(folder)
         return gone, freed
 
     def _sweep(self) -> None:

@@ -161,7 +161,7 @@ class Run:
                 self._ahead.prepare(self._following(node))
             answer = isolate.call(
                 "ioptim.worker:run_step",
-                self._request(node, out),
+                self._request(node, out, self.store.partial(key)),
                 log=self._log(node.id),
                 limits=_limits(node),
                 on_progress=lambda done, message: self.on_event(Event("progress", self.record.node(node.id), done, message)),
@@ -238,7 +238,7 @@ class Run:
         """Everything that can change the bytes or the numbers of this node, by content."""
         return ingredients(self.plan, node, {name: model.digest for name, model in self._models.items()})
 
-    def _request(self, node: Node, out: Path) -> dict[str, Any]:
+    def _request(self, node: Node, out: Path, scratch: Path) -> dict[str, Any]:
         recipe = self.plan.loaded.recipe
         target = node.target or recipe.targets[0]
         model = self._models[node.model].path if node.model else None
@@ -257,6 +257,7 @@ class Run:
             "base": str(self.plan.loaded.folder),
             "root": str(self.plan.root) if self.plan.root else None,
             "out": str(out),
+            "scratch": str(scratch),
         }
 
     def _log(self, node_id: str) -> Path:

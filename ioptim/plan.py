@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
     model = _source_of(lambda: model_source(recipe.model, loaded.folder, root), loaded, ("model", "source"), problems)
     data: dict[str, DataSource] = {}
     used = {role for node in grower.nodes for role in node.step.data_roles()}
-    for role in ("calibration", "validation"):
+    for role in ("calibration", "training", "dev", "validation"):
         spec = getattr(recipe.data, role)
         if spec is not None and role in used:
             at = ("data", role, "source")
@@ -95,6 +96,7 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
             if found is not None:
                 data[role] = found
                 problems += _table_problems(loaded, role, found)
+    problems += _seen_before(loaded, data)
     missing: dict[str, list[str]] = {}
     for node in grower.nodes:
         for library in node.libraries:
@@ -137,6 +139,22 @@ def _source_of(make: Callable[[], T], loaded: Loaded, loc: tuple[str, ...], prob
         return None
     problems += [loaded.problem(loc, text) for text in source.check()]
     return source
+
+
+def _seen_before(loaded: Loaded, data: Mapping[str, DataSource]) -> list[Problem]:
+    """Roles that hold the validation rows: a model tuned on what it is judged by is judged too well."""
+    if "validation" not in data or data["validation"].check():
+        return []
+    judged = _rows_of(data["validation"])
+    same = [role for role in ("training", "dev") if role in data and not data[role].check() and _rows_of(data[role]) == judged]
+    return [loaded.problem(("data", role), f"data.{role} holds the validation rows; choose others, or gates mean nothing") for role in same]
+
+
+def _rows_of(source: DataSource) -> object:
+    """What tells all rows there from others, whatever part of them is drawn: a file's digest, or a data set and its split."""
+    identity = dict(source.identity())
+    split = json.loads(identity.pop("selection", "{}")).get("split")
+    return identity.get("file") or (identity, split)
 
 
 def _table_problems(loaded: Loaded, role: str, source: DataSource) -> list[Problem]:

@@ -16,7 +16,7 @@ import ioptim.runtimes
 import ioptim.steps
 import ioptim.tasks
 from ioptim.core.base import Frozen, digest_of
-from ioptim.core.document import Document, Loc, dotted, load
+from ioptim.core.document import Document, Loc, dotted, load, parse
 from ioptim.core.registry import did_you_mean, find
 from ioptim.core.runtime import Runtime, Target
 from ioptim.core.source import DataSpec, ModelSpec
@@ -56,6 +56,8 @@ class Data(Frozen):
 
     validation: DataSpec | None = Field(None, description="rows that quality and latency are measured on")
     calibration: DataSpec | None = Field(None, description="rows that quantization ranges are taken from; no overlap with validation")
+    training: DataSpec | None = Field(None, description="rows that `distill` trains on")
+    dev: DataSpec | None = Field(None, description="rows by which `distill` chooses when to stop; never the validation rows")
 
 
 class Tracking(Frozen):
@@ -158,16 +160,14 @@ def _tagged_value(holder: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _override(document: Document, text: str) -> Problem | None:
     """Put one `path=value` into the document; a list item is named by its id, name, step or number."""
-    import yaml
-
     path, equals, raw = text.partition("=")
     where = f"--set {path}"
     if not equals or not path:
         return Problem(f"--set {text}", "expected PATH=VALUE, for example --set steps.quantize.scheme=int8-dynamic")
     try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        return Problem(where, f"the value is not YAML: {error}")
+        value = parse(raw).data
+    except RecipeError as error:
+        return Problem(where, "; ".join(problem.message for problem in error.problems))
     parts = path.split(".")
     holder: Any = document.data
     loc: Loc = ()

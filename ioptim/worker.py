@@ -69,6 +69,7 @@ class WorkerContext:
     def __init__(self, request: Mapping[str, Any]) -> None:
         self.request = request
         self.out = Path(request["out"])
+        self.scratch = Path(request["scratch"])
         self.task: Task = TASKS[request["task"]["task"]].model_validate(request["task"])
         self.hardware = Hardware.model_validate(request["hardware"])
         self.targets: dict[str, Target] = {t["name"]: self._target(t) for t in request["targets"]}

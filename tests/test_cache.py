@@ -113,6 +113,18 @@ def test_prune_keeps_what_is_young_and_what_is_pointed_at(store: Store) -> None:
     assert store.get(KEY) is None and list((store.root / "objects").iterdir()) == []
 
 
+def test_what_an_attempt_left_stays_until_its_result_is_put(store: Store) -> None:
+    left, other = store.partial(KEY), store.partial("other")
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text("{}")
+    put(store, KEY)
+    assert not left.exists() and other.exists()
+    assert store.prune(timedelta(days=1)) == (0, 0)
+    store.prune(timedelta(0))
+    assert not other.exists()
+
+
 def test_prune_waits_for_no_run(store: Store) -> None:
     with store.in_use(), pytest.raises(UnavailableError, match="a run is using the store"):
         store.prune(timedelta(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,17 +24,20 @@ class Anything:
 
     cheap = False
 
+    def __init__(self, spec: Any = None) -> None:
+        self.spec = spec
+
     def check(self) -> list[str]:
         return []
 
     def identity(self) -> Mapping[str, str]:
-        return {"digest": "0"}
+        return {"digest": repr(self.spec)}
 
 
 @pytest.fixture(autouse=True)
 def sources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "model_source", lambda *args: Anything())
-    monkeypatch.setattr(planning, "data_source", lambda *args: Anything())
+    monkeypatch.setattr(planning, "data_source", lambda spec, *args: Anything(spec))
 
 
 HEAD = """\
@@ -219,6 +223,17 @@ def test_calibration_data_that_is_not_there(tmp_path: Path) -> None:
 def test_data_that_no_step_reads_is_not_looked_at(tmp_path: Path) -> None:
     assert set(plan(tmp_path, "{step: quantize, scheme: int8-dynamic}\ncompile").data_sources) == set()
     assert set(plan(tmp_path, "{step: quantize, scheme: int8-static}\nbenchmark").data_sources) == {"calibration", "validation"}
+
+
+@pytest.mark.parametrize("role", ["training", "dev"])
+def test_rows_that_are_judged_by_are_not_tuned_on(tmp_path: Path, role: str) -> None:
+    text = HEAD.format(source="folder", targets="") + "  - {step: distill, student: {layers: 1}}\n  - {step: validate}\n"
+    others = "".join(f", {name}: {{source: 'file-{name}.tsv'}}" for name in ("training", "dev") if name != role)
+    same = f", {role}: {{source: 'builtin:retrieval'}}"
+    path = tmp_path / "r.yaml"
+    path.write_text(text.replace(', calibration: {source: "builtin:retrieval"}', f"{others}{same}"))
+    found = objections(make_plan(read_recipe(path), HARDWARE))
+    assert f"data.{role} holds the validation rows; choose others, or gates mean nothing" in found
 
 
 def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

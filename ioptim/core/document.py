@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ MAX_VALUES = 50_000
 PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")}
 
 Loc = tuple[str | int, ...]
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 class Document:
@@ -126,6 +129,8 @@ class _Builder:
 
     def _scalar(self, node: Any, loc: Loc, line: int) -> Any:
         value = self.loader.construct_object(node)
+        if isinstance(value, str) and not node.style and _EXPONENT.fullmatch(value):
+            value = float(value)  # YAML 1.1, which the library reads, wants 2.0e-4; everybody writes 2e-4
         if isinstance(value, float) and not math.isfinite(value):
             self.problems.append(Problem(dotted(loc), f"{node.value} is not a number that a recipe can use", line))
             return None

@@ -25,7 +25,7 @@ class ModelSpec(Frozen):
 
 
 class DataSpec(Frozen):
-    """One role (calibration or validation) of the recipe's `data`."""
+    """One role (validation, calibration, training or dev) of the recipe's `data`."""
 
     source: str = Field(
         min_length=1, description="a .tsv, .csv, .jsonl or .parquet file, a folder, builtin:NAME, sklearn:NAME or hf:ORG/NAME"

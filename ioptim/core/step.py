@@ -119,10 +119,13 @@ class Where(Frozen):
 
 
 class Context(Protocol):
-    """What a running step may reach. It writes to `out` and nowhere else."""
+    """What a running step may reach. It writes to `out` and, to go on after a kill, to `scratch`; nowhere else."""
 
     out: Path
     """An empty directory of its own: the model goes to `out/model`, anything worth keeping to `out/files`."""
+    scratch: Path
+    """What an earlier attempt at this very step left (same key: same configuration, inputs, data, code). Made by the step; removed
+    when it has ended well."""
     task: Task
     source: ModelSource
     """Where the recipe's model comes from."""
@@ -140,7 +143,7 @@ class Context(Protocol):
     """`source` and `runtime-fp32` (with `@target` where several targets meet)."""
 
     def table(self, role: str) -> Table:
-        """Rows of the recipe's `calibration` or `validation` data, columns renamed to the task's."""
+        """Rows of one role of the recipe's data (`calibration`, `validation`, `training`, `dev`), columns renamed to the task's."""
 
     def target_of(self, model: ModelArtifact) -> Target:
         """The target a model was compiled for, else this node's."""
@@ -188,7 +191,7 @@ class Step(Frozen, ABC):
     inserted_only: ClassVar[bool] = False
     """Whether only the plan may add it; a recipe that names it is refused."""
     uses_data: ClassVar[tuple[str, ...]] = ()
-    """Which of `calibration` and `validation` it may read."""
+    """Roles of the recipe's data that it may read."""
 
     not_in_key: ClassVar[frozenset[str]] = frozenset({"id", "after", "target", "timeout_s", "memory_limit_gb", "gates"})
     """Fields that cannot change what `run` writes."""

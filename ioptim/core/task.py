@@ -78,6 +78,14 @@ class Task(Frozen, ABC):
             StepError: an output is missing or has another shape than the task expects; a label the model does not have.
         """
 
+    def class_ids(self, table: Table, model: ModelArtifact) -> list[int]:
+        """The class of each row, by number.
+
+        Raises:
+            StepError: the task has no classes, the table no column `label`, or a label is none of the model's.
+        """
+        raise StepError(f"the task {self.task} has no classes, so nothing can be trained on labels")
+
     @abstractmethod
     def dummy_feeds(self, model: ModelArtifact, batch: int, length: int) -> Feeds:
         """Random but valid feeds: for tracing, comparing and warming up. `length` counts tokens; vision ignores it."""

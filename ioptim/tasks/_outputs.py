@@ -50,6 +50,20 @@ def accuracy(outputs: Sequence[Mapping[str, np.ndarray]], table: Table, model: M
     return scores
 
 
+def class_ids(table: Table, model: ModelArtifact) -> list[int]:
+    """The class of each row's label.
+
+    Raises:
+        StepError: there is no column `label`, or a label that the model does not have.
+    """
+    if "label" not in table.columns:
+        raise StepError(f"{table.origin} has no column 'label'; it has {', '.join(table.columns)}")
+    labels = labels_of(model)
+    if not labels:
+        raise StepError(f"{model.path} does not name its classes, so labels cannot be matched to them")
+    return [class_of(label, labels, len(labels), row) for label, row in zip(table.columns["label"], table.rows, strict=True)]
+
+
 def class_of(label: Any, labels: Sequence[str], classes: int, row: str) -> int:
     """Index of a label given as a number, as a text holding a number, or as the class's name.
 

@@ -59,7 +59,7 @@ class FeatureExtraction(TextTask):
 
     def check_table(self, table: Table, role: str) -> list[str]:
         """Calibration takes `text`, `query`, `passage` or several of them; validation needs a pair in every row and two passages."""
-        if role == "calibration" and (names := _text_columns(table)):
+        if role != "validation" and (names := _text_columns(table)):
             return self.check_texts(table, names)
         objections = super().check_table(table, role)
         if not objections and role == "validation" and len(set(table.columns["passage"])) < 2:

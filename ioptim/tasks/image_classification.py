@@ -11,7 +11,7 @@ from ioptim.core.artifact import ModelArtifact, TensorSpec
 from ioptim.core.metrics import Metric
 from ioptim.core.task import Table, Task
 from ioptim.errors import StepError
-from ioptim.tasks._outputs import accuracy
+from ioptim.tasks._outputs import accuracy, class_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +45,10 @@ class ImageClassification(Task):
 
         name = _image_input(model).name
         return {name: np.concatenate([example[name] for example in examples])}
+
+    def class_ids(self, table: Table, model: ModelArtifact) -> list[int]:
+        """From the column `label`: a number, or the name of a class."""
+        return class_ids(table, model)
 
     def score(self, outputs: Sequence[Outputs], table: Table, model: ModelArtifact) -> dict[str, list[float]]:
         """`accuracy`: 1 or 0 for each row."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from ioptim.core.artifact import ModelArtifact
 from ioptim.core.metrics import Metric
 from ioptim.core.task import Table
-from ioptim.tasks._outputs import accuracy
+from ioptim.tasks._outputs import accuracy, class_ids
 from ioptim.tasks._text import TextTask
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ class TextClassification(TextTask):
     def texts(self, table: Table) -> list[str]:
         """The column `sentence`."""
         return list(table.columns["sentence"])
+
+    def class_ids(self, table: Table, model: ModelArtifact) -> list[int]:
+        """From the column `label`: a number, or the name of a class."""
+        return class_ids(table, model)
 
     def score(self, outputs: Sequence[Outputs], table: Table, model: ModelArtifact) -> dict[str, list[float]]:
         """`accuracy`: 1 or 0 for each row."""

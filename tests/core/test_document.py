@@ -60,6 +60,11 @@ def test_a_missing_file_lists_its_neighbours(tmp_path: Path) -> None:
         document.load(tmp_path)
 
 
+def test_numbers_with_an_exponent_need_no_point() -> None:
+    data = document.parse("a: 2e-4\nb: 1E3\nc: '2e-4'\nd: 2e\ne: 1.5e+2\n").data
+    assert data == {"a": 0.0002, "b": 1000.0, "c": "2e-4", "d": "2e", "e": 150.0}
+
+
 def test_not_yaml_and_not_text(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="line 2: this is not YAML: while parsing a flow sequence did not find expected"):
         document.parse("a: [1, 2\n")

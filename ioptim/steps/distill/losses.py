@@ -1,0 +1,73 @@
+"""What a student is asked to have in common with its teacher. Every loss is a mean over the rows of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def logits(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """KL divergence teacher‖student of the softened answers, times T²; (batch, classes) each. Hinton et al., arXiv:1503.02531."""
+    from torch.nn import functional
+
+    soft, target = functional.log_softmax(student / temperature, -1), functional.log_softmax(teacher / temperature, -1)
+    return functional.kl_div(soft, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def embedding(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """1 - cosine of the sentence vectors, the masked means of the tokens' (batch, tokens, hidden)."""
+    from torch.nn import functional
+
+    return 1 - functional.cosine_similarity(_mean(student, mask), _mean(teacher, mask)).mean()
+
+
+def hidden(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], mask: torch.Tensor, projections: Sequence[torch.nn.Module]
+) -> torch.Tensor:
+    """Mean squared distance of the tokens' vectors, layer by layer, each scaled to unit variance (TinyBERT, arXiv:1909.10351).
+
+    `student` and `teacher` are the states of the layers matched; `projections` take the student's to the teacher's width.
+    """
+    import torch
+
+    total = torch.zeros(())
+    weights = mask.unsqueeze(-1).to(torch.float32)
+    for mine, theirs, project in zip(student, teacher, projections, strict=True):
+        distance = (_unit(project(mine)) - _unit(theirs)) ** 2
+        total = total + (distance * weights).sum() / (weights.sum() * distance.shape[-1])
+    return total / len(student)
+
+
+def attention(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    """KL divergence of the attention maps of the matched layers (MobileBERT, arXiv:2004.02984), masked rows left out."""
+    import torch
+
+    total = torch.zeros(())
+    rows = mask[:, None, :].to(torch.float32)  # (batch, 1, queries)
+    for mine, theirs in zip(student, teacher, strict=True):
+        kl = (theirs * (theirs.clamp_min(1e-9).log() - mine.clamp_min(1e-9).log())).sum(-1)  # (batch, heads, queries)
+        total = total + (kl * rows).sum() / (rows.sum() * kl.shape[1])
+    return total / len(student)
+
+
+def matched(students: int, teachers: int) -> tuple[int, ...]:
+    """For each of the student's layers the teacher's that it is compared with: evenly, the last with the last."""
+    return tuple(round((i + 1) * teachers / students) - 1 for i in range(students))
+
+
+def on_device(tensors: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    return {name: value.to(device) for name, value in tensors.items()}
+
+
+def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    weights = mask.unsqueeze(-1).to(states.dtype)
+    return (states * weights).sum(1) / weights.sum(1)
+
+
+def _unit(states: torch.Tensor) -> torch.Tensor:
+    from torch.nn import functional
+
+    return functional.layer_norm(states.float(), states.shape[-1:])

@@ -1,0 +1,271 @@
+"""A training loop that survives its process: AdamW, warm-up and decay, clipping, early stopping, a checkpoint twice a minute.
+
+Knows no step and no task: it is given a module, batches, a loss and a way to tell how good the module is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ioptim.core.artifact import write_json
+from ioptim.errors import StepError
+
+if TYPE_CHECKING:
+    import torch
+
+CHECKPOINT_S = 30.0
+"""Between checkpoints: what a kill can cost."""
+_STATE, _TENSORS, _BEST = "state.json", "state.safetensors", "best.safetensors"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. `max_minutes` counts every attempt; the learning rate falls to nothing by the end of whichever comes first."""
+
+    epochs: int
+    learning_rate: float
+    warm_up: float
+    weight_decay: float
+    clip_norm: float
+    accumulate: int
+    max_minutes: float | None
+    patience: int
+    evaluations: int
+    seed: int
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation: how far (epochs), mean loss since the last one, quality on the dev rows (higher is better)."""
+
+    epoch: float
+    loss: float
+    quality: float
+
+
+@dataclass
+class Progress:
+    """Where a training is; JSON beside the tensors. `losses` is the sum of `losses_n` since the last evaluation."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int = 0
+    since_best: int = 0
+    losses: float = 0.0
+    losses_n: int = 0
+    attempts: int = 1
+    points: list[Point] = field(default_factory=list)
+    ended: str = ""
+
+
+class Training:
+    """One training of `module` in place. `batches[i]` is what `loss` takes; `run` leaves the best weights in the module.
+
+    `loss` returns a scalar; `quality` (of the module in evaluation mode) is what early stopping goes by. `order` gives the indices
+    of an epoch's batches. The state in `folder` fits only this very training: whoever names the folder sees to that.
+
+    Raises:
+        StepError: the loss is not a number before anything was good enough to keep.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        batches: Sequence[Any],
+        loss: Callable[[Any], torch.Tensor],
+        quality: Callable[[], float],
+        order: Callable[[int], Sequence[int]],
+        settings: Settings,
+        folder: Path,
+        tell: Callable[[float, str], None],
+        extra: Sequence[torch.nn.Module] = (),
+    ) -> None:
+        import torch
+
+        self.module, self.batches, self.loss, self.quality, self.order = module, batches, loss, quality, order
+        self.settings, self.folder, self.tell = settings, folder, tell
+        self.trained = torch.nn.ModuleList([module, *extra])
+        self.optimizer = torch.optim.AdamW(_groups(self.trained, settings.weight_decay), lr=settings.learning_rate)
+        self.progress = Progress()
+        self.total = max(1, settings.epochs * len(batches) // settings.accumulate) * settings.accumulate
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> Progress:
+        """Train, or go on where an earlier attempt was ended."""
+        import torch
+
+        torch.manual_seed(self.settings.seed)
+        self._restore()
+        self._began, self._saved = time.monotonic() - self.progress.seconds, time.monotonic()
+        if not self.progress.ended:
+            self._train()
+            self._save()
+        self._load_best()
+        self.module.eval()
+        return self.progress
+
+    def _train(self) -> None:
+        """Steps until the epochs, the time or the patience is used up; says in `progress.ended` which."""
+        every = max(1, len(self.batches) // self.settings.evaluations)
+        self.trained.train()
+        for index in self._remaining():
+            value = self._step(self.batches[index])
+            if not math.isfinite(value):
+                self._not_a_number()
+                return
+            self.progress.losses += value
+            self.progress.losses_n += 1
+            self.progress.step += 1
+            self.progress.seconds = time.monotonic() - self._began
+            last = self._done() >= 1
+            if self.progress.step % every == 0 or last:
+                self._evaluate()
+            self._report(value)
+            if last or self.progress.since_best > self.settings.patience:
+                self.progress.ended = self._why(last)
+                return
+            between_updates = self.progress.step % self.settings.accumulate == 0  # gradients are not saved
+            if between_updates and time.monotonic() - self._saved > CHECKPOINT_S:
+                self._save()
+        self.progress.ended = f"after {self.settings.epochs} epochs"
+
+    def _why(self, last: bool) -> str:
+        if not last:
+            return f"no better in {self.progress.since_best} evaluations"
+        settings = self.settings
+        return f"after {settings.epochs} epochs" if self.progress.step >= self.total else f"after {settings.max_minutes:g} minutes"
+
+    def _step(self, batch: Any) -> float:
+        import torch
+
+        settings, step = self.settings, self.progress.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * self._rate()
+        device = next(self.module.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=settings.bf16):
+            loss = self.loss(batch)
+        (loss / settings.accumulate).backward()  # type: ignore[no-untyped-call]
+        if (step + 1) % settings.accumulate == 0:
+            torch.nn.utils.clip_grad_norm_(self.trained.parameters(), settings.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    def _rate(self) -> float:
+        """Of the learning rate: a linear rise over `warm_up` of the training, a half cosine down to zero after it."""
+        done, warm = self._done(), self.settings.warm_up
+        return max(done, 1 / self.total) / warm if done < warm else (1 + math.cos(math.pi * (done - warm) / (1 - warm))) / 2
+
+    def _done(self) -> float:
+        """Share of the training that is behind: of its steps or of its time, whichever is further."""
+        limit = self.settings.max_minutes
+        return min(1.0, max(self.progress.step / self.total, self.progress.seconds / 60 / limit if limit else 0.0))
+
+    def _remaining(self) -> Iterator[int]:
+        first, skip = divmod(self.progress.step, len(self.batches))
+        for epoch in range(first, self.settings.epochs):
+            yield from self.order(epoch)[skip if epoch == first else 0 :]
+
+    def _evaluate(self) -> None:
+        from safetensors.torch import save_file
+
+        self.module.eval()
+        quality = self.quality()
+        self.module.train()
+        progress = self.progress
+        progress.points.append(Point(progress.step / len(self.batches), progress.losses / progress.losses_n, quality))
+        progress.losses, progress.losses_n = 0.0, 0
+        if progress.best is None or quality > progress.best:
+            progress.best, progress.best_step, progress.since_best = quality, progress.step, 0
+            _write(self.folder / _BEST, lambda path: save_file(_owned(self.module), path))
+        else:
+            progress.since_best += 1
+
+    def _not_a_number(self) -> None:
+        if self.progress.best is None:
+            text = f"the loss is not a number at step {self.progress.step + 1}, before any evaluation"
+            raise StepError(f"{text}; lower learning_rate ({self.settings.learning_rate:g})")
+        self.progress.ended = f"the loss was not a number at step {self.progress.step + 1}; the best before it was kept"
+
+    def _report(self, loss: float) -> None:
+        done, progress = self._done(), self.progress
+        left = progress.seconds / done * (1 - done)
+        best = "" if progress.best is None else f", best {progress.best:.4f}"
+        self.tell(done, f"epoch {progress.step / len(self.batches):.2f}, loss {loss:.4f}{best}, {left / 60:.1f} min left")
+
+    # What survives
+
+    def _save(self) -> None:
+        """Tensors first, then the state that names them: a kill between the two leaves the older pair whole."""
+        import torch
+        from safetensors.torch import save_file
+
+        tensors = {f"module.{name}": value for name, value in _owned(self.trained).items()}
+        for place, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{place}.{name}": torch.as_tensor(value).clone() for name, value in values.items()}
+        tensors["random"] = torch.get_rng_state()
+        name = f"{self.progress.step}-{_TENSORS}"
+        _write(self.folder / name, lambda path: save_file(tensors, path))
+        write_json(self.folder / _STATE, {**asdict(self.progress), "tensors": name})
+        for old in self.folder.glob(f"*-{_TENSORS}"):
+            if old.name != name:
+                old.unlink()
+        self._saved = time.monotonic()
+
+    def _restore(self) -> None:
+        import torch
+        from safetensors.torch import load_file
+
+        path = self.folder / _STATE
+        if not path.is_file():
+            return
+        state = json.loads(path.read_text())
+        tensors = load_file(self.folder / state.pop("tensors"))
+        state["points"] = [Point(**point) for point in state["points"]]
+        self.progress = Progress(**state)
+        self.progress.attempts += 1
+        self.trained.load_state_dict({name[7:]: value for name, value in tensors.items() if name.startswith("module.")}, strict=False)
+        kept: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, place, key = name.split(".")
+                kept.setdefault(int(place), {})[key] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": kept})
+        torch.set_rng_state(tensors["random"])
+
+    def _load_best(self) -> None:
+        from safetensors.torch import load_file
+
+        self.module.load_state_dict(load_file(self.folder / _BEST), strict=False)
+
+
+def _groups(module: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases and norms do not."""
+    matrices = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _owned(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state, each tensor once and on its own memory (tied weights would be refused by safetensors)."""
+    found, seen = {}, set()
+    for name, value in module.state_dict().items():
+        if value.data_ptr() not in seen or not value.numel():
+            seen.add(value.data_ptr())
+            found[name] = value.detach().cpu().contiguous().clone()
+    return found
+
+
+def _write(path: Path, save: Callable[[Path], None]) -> None:
+    """Aside first, so that a kill never leaves half a file under the name."""
+    aside = path.with_name(f"{path.name}.new")
+    save(aside)
+    aside.replace(path)

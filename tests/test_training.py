@@ -1,0 +1,120 @@
+"""A training that is ended in the middle and gone on with is the training that was not ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ioptim import training
+from ioptim.errors import StepError
+from ioptim.training import Progress, Settings, Training
+
+torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.integration
+
+SETTINGS = Settings(
+    epochs=3, learning_rate=0.05, warm_up=0.1, weight_decay=0.01, clip_norm=1.0, accumulate=2, max_minutes=None, patience=20, evaluations=2,
+    seed=3, bf16=False,
+)  # fmt: skip
+
+
+class Regression:
+    """y = x·w with noise of dropout, learned by a module of one layer."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(1)
+        self.module = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Dropout(0.2), torch.nn.Linear(16, 1))
+        draw = torch.Generator().manual_seed(2)
+        rows = torch.randn(80, 4, generator=draw)
+        self.batches = [(rows[i : i + 8], rows[i : i + 8].sum(1, keepdim=True)) for i in range(0, 80, 8)]
+        self.seen = 0
+        self.ends_at: int | None = None
+
+    def loss(self, batch: Any) -> Any:
+        self.seen += 1
+        if self.ends_at is not None and self.seen > self.ends_at:
+            raise KeyboardInterrupt
+        return torch.nn.functional.mse_loss(self.module(batch[0]), batch[1])
+
+    def quality(self) -> float:
+        with torch.inference_mode():
+            return -float(torch.stack([torch.nn.functional.mse_loss(self.module(x), y) for x, y in self.batches]).mean())
+
+    def train(self, folder: Path, settings: Settings = SETTINGS, **changes: Any) -> Progress:
+        order: Callable[[int], list[int]] = lambda epoch: sorted(range(10), key=lambda i: (i * 7 + epoch) % 10)  # noqa: E731
+        given = {"loss": self.loss, "quality": self.quality} | changes
+        return Training(
+            self.module, self.batches, given["loss"], given["quality"], order, settings, folder, lambda done, text: None
+        ).run()
+
+
+def weights(module: Any) -> list[float]:
+    return [float(value) for parameter in module.parameters() for value in parameter.detach().flatten()]
+
+
+def test_learns_and_keeps_the_best(tmp_path: Path) -> None:
+    task = Regression()
+    before = task.quality()
+    progress = task.train(tmp_path)
+    assert progress.ended == "after 3 epochs"
+    assert progress.step == 30 and len(progress.points) == 6
+    assert progress.best == max(point.quality for point in progress.points) > before / 4
+    assert task.quality() == pytest.approx(progress.best)
+
+
+@pytest.mark.parametrize("ends_at", [1, 7, 22])
+def test_goes_on_after_an_end_as_if_there_had_been_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends_at: int) -> None:
+    whole = Regression()
+    whole_progress = whole.train(tmp_path / "whole")
+    monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
+    first = Regression()
+    first.ends_at = ends_at
+    with pytest.raises(KeyboardInterrupt):
+        first.train(tmp_path / "halves")
+    second = Regression()
+    progress = second.train(tmp_path / "halves")
+    assert weights(second.module) == weights(whole.module)
+    assert progress.points == whole_progress.points
+    assert progress.attempts == (1 if ends_at < SETTINGS.accumulate else 2)
+
+
+def test_ends_when_nothing_gets_better(tmp_path: Path) -> None:
+    values = iter([0.1, 0.5, *[0.4] * 50])
+    settings = Settings(**{**SETTINGS.__dict__, "epochs": 50, "patience": 3})
+    progress = Regression().train(tmp_path, settings, quality=lambda: next(values))
+    assert progress.ended == "no better in 4 evaluations"
+    assert (progress.best, progress.best_step) == (0.5, 10)
+
+
+def test_ends_with_the_time(tmp_path: Path) -> None:
+    settings = Settings(**{**SETTINGS.__dict__, "epochs": 10_000, "max_minutes": 0.005, "patience": 10_000})
+    progress = Regression().train(tmp_path, settings)
+    assert progress.ended == "after 0.005 minutes"
+    assert progress.points
+
+
+def test_a_loss_that_is_no_number_keeps_the_best_before_it(tmp_path: Path) -> None:
+    task = Regression()
+    calls = iter(range(1000))
+    broken: Callable[[Any], Any] = lambda batch: task.loss(batch) * (math.nan if next(calls) >= 12 else 1)  # noqa: E731
+    progress = task.train(tmp_path, loss=broken)
+    assert progress.ended == "the loss was not a number at step 13; the best before it was kept"
+    assert all(map(math.isfinite, weights(task.module)))
+
+
+def test_a_loss_that_never_is_a_number(tmp_path: Path) -> None:
+    task = Regression()
+    with pytest.raises(StepError) as caught:
+        task.train(tmp_path, loss=lambda batch: task.loss(batch) * math.nan)
+    assert str(caught.value) == "the loss is not a number at step 1, before any evaluation; lower learning_rate (0.05)"
+
+
+def test_what_it_leaves_is_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
+    Regression().train(tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors", ".safetensors"]
