@@ -163,6 +163,16 @@ def load_checkpoint(model: ModelArtifact, loader: Mapping[str, Any], attention: 
     return Loaded(module.eval(), tuple(sorted(info["unexpected_keys"])), tuple(sorted(info["missing_keys"])))
 
 
+def save_checkpoint(module: Any, folder: Path, entry: str) -> None:
+    """Write a transformers module's weights (`entry`) and its config.json into a folder, and nothing else that the library writes."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+        module.save_pretrained(aside)
+        for name in ("config.json", entry):
+            Path(aside, name).replace(folder / name)
+
+
 def _from_transformers(model: ModelArtifact, loader: Mapping[str, Any], attention: str | None) -> torch.nn.Module:
     return load_checkpoint(model, loader, attention).module
 

@@ -117,13 +117,6 @@ def test_a_store_that_cannot_be_written(folder: Path, capsys: pytest.CaptureFixt
     assert f"ioptim: the store {folder}/taken/store: it cannot be written to (Not a directory). Change its permissions" in text
 
 
-def test_a_reserved_step_says_not_yet(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "r.yaml").write_text(RECIPE.replace("- compile", "- prune"))
-    code, text = said(capsys, "plan", "r.yaml")
-    assert code == 2
-    assert "line 6: steps.prune: the step `prune` is not there yet: its name is reserved." in text
-
-
 def test_json_says_the_same_on_standard_output_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "r.yaml").write_text(RECIPE.replace("scheme", "schem"))
     assert main(["validate", "r.yaml", "--json"]) == 2

@@ -15,9 +15,9 @@ from ioptim.core.metrics import Metric
 from ioptim.core.step import Where
 from ioptim.core.task import Table
 from ioptim.errors import StepError
+from ioptim.shrink import spread
 from ioptim.steps.distill import Distill, Losses, Student
 from ioptim.steps.distill.rows import split
-from ioptim.steps.distill.student import spread
 from tests.steps.conftest import HARDWARE, FakeContext, RandomTask, sealed
 
 
@@ -186,11 +186,11 @@ def test_a_split_is_the_same_for_the_same_seed_and_loses_no_row() -> None:
     ("student", "message"),
     [
         ({"layers": 3}, "student.layers is 3; the teacher has 2: a student cannot be larger"),
-        ({"layers": [0, 5]}, "student.layers names [5]; the teacher's layers are 0 to 1"),
-        ({"layers": 1, "feed_forward": 100}, "student.feed_forward is 100; the teacher's is 64: a student cannot be larger"),
+        ({"layers": [0, 5]}, "layers [5] were named; the model's are 0 to 1"),
+        ({"layers": 1, "feed_forward": 100}, "feed_forward is 100; the model's is 64 and cannot grow"),
         (
             {"layers": 2},
-            "the student would be as large as its teacher (2 layers); name fewer layers or a narrower feed_forward",
+            "nothing would become smaller (2 layers); name fewer layers or a narrower feed_forward",
         ),
     ],
 )

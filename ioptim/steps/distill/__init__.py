@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -13,7 +11,8 @@ from ioptim.core.artifact import Format, ModelArtifact
 from ioptim.core.base import Frozen
 from ioptim.core.step import ChartFigure, Context, Level, Note, Outcome, Series, Step, Where, Written
 from ioptim.errors import StepError
-from ioptim.steps.distill import losses, student
+from ioptim.shrink import cut, sizes, spread
+from ioptim.steps.distill import losses
 from ioptim.steps.distill.rows import Rows, split
 from ioptim.training import Progress, Settings, Training
 
@@ -51,7 +50,7 @@ class Student(Frozen):
         if isinstance(self.layers, int):
             if self.layers > total:
                 raise StepError(f"student.layers is {self.layers}; the teacher has {total}: a student cannot be larger")
-            return student.spread(self.layers, total)
+            return spread(self.layers, total)
         return self.layers
 
 
@@ -150,7 +149,7 @@ class Distill(Step):
         if not hasattr(getattr(teacher, "config", None), "num_hidden_layers"):
             raise StepError(f"distill needs a transformers encoder; {type(teacher).__name__} has no config with num_hidden_layers")
         layers = self.student.chosen(teacher.config.num_hidden_layers)
-        pupil = student.make_student(teacher, layers, self.student.feed_forward)
+        pupil = cut(teacher, layers, self.student.feed_forward)
         table, chosen_by = self._tables(ctx)
         training = Rows.of(table, model, ctx.task, self.batch_size, self.sequence, labels=bool(weights.labels))
         dev = Rows.of(chosen_by, model, ctx.task, DEV_BATCH, self.sequence, labels=False)
@@ -200,8 +199,10 @@ class Distill(Step):
         rows: tuple[Rows, Rows],
         ctx: Context,
     ) -> Outcome:
+        from ioptim import torch_model
+
         assert progress.best is not None, "a training ends with an evaluation"
-        parameters, teachers = _parameters(pupil), _parameters(teacher)
+        parameters, teachers = (sizes(module)["parameters"] for module in (pupil, teacher))
         notes = [
             Note(text=f"the student has the teacher's layers {', '.join(map(str, layers))}: {parameters:,} of {teachers:,} parameters"),
             Note(
@@ -213,8 +214,17 @@ class Distill(Step):
             notes.append(Note(text=f"ended and gone on {progress.attempts - 1} times; the time counts all attempts"))
         if "not a number" in progress.ended:
             notes.append(Note(text=progress.ended, level=Level.WARNING))
+        (ctx.out / "model").mkdir()
+        torch_model.save_checkpoint(pupil, ctx.out / "model", model.entry)
         return Outcome(
-            written=_written(model, pupil, ctx.out / "model", parameters),
+            written=Written(
+                format=Format.TORCH,
+                entry=model.entry,
+                inputs=model.inputs,
+                outputs=model.outputs,
+                assets=("config.json",),
+                facts={**model.facts, "parameters": parameters},
+            ),
             metrics={
                 "parameters": float(parameters),
                 "parameters_ratio": parameters / teachers,
@@ -268,21 +278,6 @@ class _Objective:
             assert labels is not None
             total = total + weights.labels * torch.nn.functional.cross_entropy(mine.logits.float(), labels)
         return total
-
-
-def _parameters(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _written(model: ModelArtifact, pupil: Any, folder: Path, parameters: int) -> Written:
-    """A checkpoint that transformers alone can load; the tokenizer and the rest come with the teacher's assets."""
-    pupil.save_pretrained(folder, safe_serialization=True)
-    config = next(name for name in ("config.json",) if (folder / name).is_file())
-    for extra in folder.iterdir():
-        if extra.name not in (config, model.entry):
-            shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
-    facts = {**{name: model.facts[name] for name in ("loader", "labels", "model_type") if name in model.facts}, "parameters": parameters}
-    return Written(format=Format.TORCH, entry=model.entry, inputs=model.inputs, outputs=model.outputs, assets=(config,), facts=facts)
 
 
 def _curves(progress: Progress, metric: str) -> tuple[ChartFigure, ...]:
