@@ -21,7 +21,9 @@ _NAME, _SHORT_NAME = 34, 18
 
 
 def drawn(chart: ChartFigure, tones: Tones) -> Plot:
-    """The chart as plotly.js draws it. A series named after a model has that model's colour."""
+    """The chart as plotly.js draws it. A series named after a model has that model's colour, and models come in the report's order."""
+    if all(series.name in tones for series in chart.series):
+        chart = chart.model_copy(update={"series": tuple(sorted(chart.series, key=lambda series: tones[series.name]))})
     colours = coloured(chart.series, tones)
     return {"bars": _bars, "points": _points, "distribution": distribution}[chart.kind](chart, colours)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ioptim.core.record import RunRecord
+from ioptim.core.step import Level
 from ioptim.report import marks, models, origins
 from ioptim.report.board import Board, boards
 from ioptim.report.document import document, without_charts
@@ -99,9 +100,16 @@ def _hero(run: RunRecord, found: Sequence[Board]) -> Html:
         el("p", answer(run), class_="answer"),
         el("p", str(description)) if description else None,
         [models.glance(board, found) for board in found],
-        el("ul", [el("li", fact) for fact in facts if fact], class_="meta"),
+        el("ul", [el("li", fact) for fact in (*facts, _warnings(run)) if fact], class_="meta"),
         class_=f"hero {tone(run)}",
     )
+
+
+def _warnings(run: RunRecord) -> Html | None:
+    """How many warnings the steps have, and the way to the first."""
+    warned = [node for node in run.nodes for note in node.notes if note.level is Level.WARNING]
+    count = f"{len(warned)} warning{'s' if len(warned) > 1 else ''} of the steps"
+    return el("a", count, href=f"#{marks.anchor(warned[0].id)}") if warned else None
 
 
 def _callouts(run: RunRecord) -> Iterator[Html]:

@@ -79,7 +79,7 @@ def test_colours_follow_the_scheme_and_paper_is_light(chromium: Any, pages: dict
 
 
 def test_by_keyboard(chromium: Any, pages: dict[str, Path]) -> None:
-    """The first stop skips to the verdicts; every link, fold and scrolling table is reached; a fold opens and draws its chart."""
+    """The first stop skips to the verdicts; every link, fold and scrolling table is reached, round to the top again; a fold opens."""
     chromium.open(pages["charted"], 400)
     chromium.press("Tab", 9)
     assert chromium.run("document.activeElement.textContent") == "Skip to the verdicts"
@@ -88,7 +88,7 @@ def test_by_keyboard(chromium: Any, pages: dict[str, Path]) -> None:
     chromium.wait_for("location.hash === '#verdicts'")
     chromium.run("window.reached = new Set(); addEventListener('focusin', event => reached.add(event.target))")
     stops = f"[...document.querySelectorAll('main a, summary, [tabindex]')].filter(each => each.{VISIBLE})"
-    for _ in range(chromium.run(f"{stops}.length") + 1):
+    for _ in range(chromium.run(f"{stops}.length") + 5):
         chromium.press("Tab", 9)
     assert chromium.run(f"{stops}.filter(stop => !reached.has(stop)).map(stop => stop.outerHTML)") == []
     drawn = "Boolean(document.querySelector('#step-compile .canvas .main-svg'))"

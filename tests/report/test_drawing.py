@@ -90,6 +90,11 @@ def test_a_bound_is_a_line_without_marks_in_ink() -> None:
     assert [key.shape for key in plot.keys] == ["solid", "circle"]
 
 
+def test_models_come_in_the_order_of_the_report() -> None:
+    rows = [Series(name=name, x=(), y=(1.0,)) for name in ("source", "runtime-fp32", "compile")]
+    assert [row[0] for row in drawn(chart("distribution", *rows), TONES).table.rows] == ["compile", "source", "runtime-fp32"]
+
+
 def test_a_model_has_its_colour_everywhere_and_others_take_what_is_left() -> None:
     named = [Series(name=name, x=(), y=(1.0,)) for name in ("Gather", "source", "compile, batch 8", "compile-ort", "compiler")]
     assert coloured(named, TONES) == ["t2", "t1", "t0", "t3", "t4"]

@@ -137,6 +137,7 @@ def test_what_was_made_of_what_where_and_how_to_get_it_again(records: ModuleType
         "ioptim run recipes/bert-sst2-int8.yaml --set steps.quantize.scheme=int8-dynamic",
         "scheme: int8-dynamic",
         "Warning: 1 MatMul left in float: /classifier/MatMul is excluded by default",
+        "1 warning of the steps",
         "onnxruntime 1.31.1",
         "avx512_vnni",
         records.HARDWARE.fingerprint,
