@@ -19,6 +19,7 @@ from ioptim.roofline import BFLOAT16, FLOAT32, INT8, Roofs
 from ioptim.steps.profile import executed, figures, gpu, torch_module
 from ioptim.steps.profile.advice import Advice, Situation, advise
 from ioptim.steps.profile.findings import Findings
+from ioptim.steps.profile.sensitivity import Ranked, SensitivityOptions, measure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,13 +48,28 @@ class Profile(MeasuringStep):
 
     roofline: bool = Field(True, description="measure what this machine can compute and move (two seconds), and place every layer under it")
 
+    sensitivity: bool | SensitivityOptions = Field(
+        False, description="quantize every block alone and rank them by the quality lost and the time saved; needs data.calibration"
+    )
+
+    def check(self, where: Where) -> list[str]:
+        if self._sensitivity is None or where.format is Format.ONNX:
+            return []
+        where_to = "put `- step: export` above this step" if where.format is Format.TORCH else "move this step in front of `compile`"
+        return [f"sensitivity quantizes layers of an ONNX graph, and here the model is {where.format.value}; {where_to}"]
+
+    def data_roles(self) -> tuple[str, ...]:
+        return ("validation", "calibration") if self._sensitivity else self.uses_data
+
     def library_names(self, where: Where) -> tuple[str, ...]:
         """An int8 roof beside a torch model is ONNX Runtime's, where that is installed; then its version is part of the key too."""
         if where.format is Format.TORCH:
             extra = (_onnxruntime(), "onnx") if self.roofline and _installed(_onnxruntime(), "onnx") else ()
             return ("torch", "numpy", *extra)
         if where.format is Format.ONNX:
-            return (_onnxruntime(), "onnx", "numpy")
+            runtime = where.targets[0].runtime if where.targets else None
+            own = runtime.libraries if runtime is not None and Format.ONNX in runtime.accepts else ()
+            return tuple(dict.fromkeys((_onnxruntime(), "onnx", "numpy", *own)))
         return ("openvino", "numpy") if where.format is Format.OPENVINO else ()
 
     def run(self, model: ModelArtifact, ctx: Context) -> Outcome:
@@ -67,15 +83,33 @@ class Profile(MeasuringStep):
         found = self._profile(model, feeds, files, ctx)
         machine = timing.conditions(before, timing.Machine.now(), time.process_time() - own_before)
         advice = advise(found, Situation(model.format, model.facts.get("runtime"), str(found.facts.get("device", "cpu"))))
+        ranked = self._ranked(model, ctx)
         ctx.progress(1.0, "profiled")
         disturbed = [Note(text=text, level=Level.WARNING) for text in timing.disturbances(machine)]
         return Outcome(
-            metrics=figures.metrics(found, model),
-            tables=tuple(figures.tables(found, advice)),
-            charts=tuple(figures.charts(found)),
-            notes=(*(Note(text=text) for text in self._notes(found, advice, len(feeds), ctx)), *disturbed),
+            metrics=figures.metrics(found, model) | (ranked.metrics if ranked else {}),
+            tables=(*figures.tables(found, advice), *((ranked.table,) if ranked else ())),
+            charts=(*figures.charts(found), *((ranked.chart,) if ranked else ())),
+            notes=(
+                *(Note(text=text) for text in self._notes(found, advice, len(feeds), ctx)),
+                *(ranked.notes if ranked else ()),
+                *disturbed,
+            ),
             facts={"rows": len(found.row_seconds), **found.facts, **machine},
         )
+
+    @property
+    def _sensitivity(self) -> SensitivityOptions | None:
+        """`true` means the defaults."""
+        if isinstance(self.sensitivity, SensitivityOptions):
+            return self.sensitivity
+        return SensitivityOptions() if self.sensitivity else None
+
+    def _ranked(self, model: ModelArtifact, ctx: Context) -> Ranked | None:
+        options = self._sensitivity
+        if options is None:
+            return None
+        return measure(options, model, ctx, lambda done, said: ctx.progress(0.8 + 0.2 * done, said))
 
     def _profile(self, model: ModelArtifact, feeds: Sequence[Feeds], files: Path, ctx: Context) -> Findings:
         if model.format is not Format.TORCH:

@@ -16,9 +16,10 @@ from ioptim.core.base import Frozen
 from ioptim.core.registry import did_you_mean
 from ioptim.core.step import Context, Outcome, Step, Where, Written
 from ioptim.errors import StepError
-from ioptim.steps import _outputs
-from ioptim.steps.quantize import float16, layers, onnx_int8, openvino_int8
+from ioptim.steps import _layers, _onnx_int8, _outputs
+from ioptim.steps.quantize import float16, onnx_int8, openvino_int8
 from ioptim.steps.quantize.made import Made
+from ioptim.steps.quantize.mixed import MixedPrecision
 
 if TYPE_CHECKING:
     from ioptim.core.runtime import Target
@@ -60,8 +61,8 @@ class _Spec:
 _ORT = ("onnx", "onnxruntime", "numpy")
 
 SCHEMES: dict[Scheme, _Spec] = {
-    Scheme.INT8_DYNAMIC: _Spec(onnx_int8.dynamic, Format.ONNX, _ORT, False, (*onnx_int8.DYNAMIC_KINDS, "Conv")),
-    Scheme.INT8_STATIC: _Spec(onnx_int8.static, Format.ONNX, _ORT, True, (*onnx_int8.STATIC_KINDS, *onnx_int8.BETWEEN_CONVOLUTIONS)),
+    Scheme.INT8_DYNAMIC: _Spec(onnx_int8.dynamic, Format.ONNX, _ORT, False, (*_onnx_int8.DYNAMIC_KINDS, "Conv")),
+    Scheme.INT8_STATIC: _Spec(onnx_int8.static, Format.ONNX, _ORT, True, (*_onnx_int8.STATIC_KINDS, *_onnx_int8.BETWEEN_CONVOLUTIONS)),
     Scheme.OPENVINO_INT8: _Spec(openvino_int8.make, Format.OPENVINO, ("openvino", "nncf", *_ORT), True),
     Scheme.FLOAT16: _Spec(float16.make, Format.ONNX, _ORT, False),
 }
@@ -94,6 +95,9 @@ class Quantize(Step):
         None, min_length=1, description="ONNX operators to quantize, for example [MatMul, Gemm]; what the scheme does best when left out"
     )
     exclude_nodes: tuple[str, ...] = Field((), description="names of nodes, or regular expressions of whole names, that stay in float")
+    mixed_precision: MixedPrecision | None = Field(
+        None, description="leave the layers in float that cost most quality, as few as a bound on calibration rows needs"
+    )
     fuse: Literal["auto", "on", "off"] = Field(
         "auto",
         description="fuse attention, layer normalization and gelu first; auto does it for int8-dynamic when every target is ONNX Runtime",
@@ -126,8 +130,8 @@ class Quantize(Step):
         if self.activation_type == "auto":
             changes["activation_type"] = "int8" if any(_is_tensorrt(target) for target in where.targets) else "uint8"
         if self.reduce_range == "auto":
-            here = any(target.device == "cpu" for target in where.targets)
-            changes["reduce_range"] = "on" if here and _saturates(where) and self.weight_type == "int8" else "off"
+            here = any(target.device == "cpu" for target in where.targets) and _onnx_int8.saturates(where.hardware.cpu_flags)
+            changes["reduce_range"] = "on" if here and self.weight_type == "int8" else "off"
         return self.model_copy(update=changes)
 
     def check(self, where: Where) -> list[str]:
@@ -137,7 +141,7 @@ class Quantize(Step):
         return SCHEMES[self.scheme].produces if self.scheme in SCHEMES else where.format
 
     def data_roles(self) -> tuple[str, ...]:
-        return ("calibration",) if self.scheme in SCHEMES and SCHEMES[self.scheme].calibrates else ()
+        return ("calibration",) if self.mixed_precision or (self.scheme in SCHEMES and SCHEMES[self.scheme].calibrates) else ()
 
     def library_names(self, where: Where) -> tuple[str, ...]:
         return SCHEMES[self.scheme].libraries if self.scheme in SCHEMES else self.libraries
@@ -152,7 +156,7 @@ class Quantize(Step):
         after = _outputs.size_of(out)
         differences = _outputs.largest_difference(made.outputs, made.reference)
         metrics = {
-            **layers.metrics(made.layers),
+            **_layers.metrics(made.layers),
             "size_before_bytes": model.size_bytes,
             "size_after_bytes": after,
             "size_ratio": after / model.size_bytes,
@@ -164,8 +168,9 @@ class Quantize(Step):
         return Outcome(
             written=Written(format=spec.produces, entry=made.entry, facts={"precision": self.scheme.value}),
             metrics=metrics,
-            tables=(layers.table(made.layers),),
-            notes=(*made.notes, *layers.notes(made.layers)),
+            tables=(_layers.table(made.layers), *made.tables),
+            notes=(*made.notes, *_layers.notes(made.layers)),
+            charts=made.charts,
             facts=facts,
         )
 
@@ -173,11 +178,11 @@ class Quantize(Step):
         """Something was quantized, everything asked for was, and the result computes numbers."""
         quantized = [layer for layer in made.layers if layer.quantized]
         if not quantized:
-            groups = "; ".join(note.text for note in layers.notes(made.layers)) or "the graph has no layer with a weight"
+            groups = "; ".join(note.text for note in _layers.notes(made.layers)) or "the graph has no layer with a weight"
             raise StepError(f"{self.scheme.value} changed nothing: {groups}")
         left = [layer for layer in made.layers if layer.unsupported]
         if left and self.on_unsupported == "error":
-            groups = "; ".join(note.text for note in layers.notes(left))
+            groups = "; ".join(note.text for note in _layers.notes(left))
             raise StepError(
                 f"{len(left)} of {len(made.layers)} layers could not be quantized: {groups}. Name them in `exclude_nodes`, or set"
                 " `on_unsupported: skip` to leave them in float"
@@ -236,6 +241,8 @@ def _about_options(step: Quantize, where: Where) -> list[str]:
         )
     if step.scheme is Scheme.OPENVINO_INT8 and step.calibration.method != "minmax":
         objections.append(f"calibration.method {step.calibration.method} is for int8-static; openvino-int8 has NNCF's minmax only")
+    if step.mixed_precision and step.scheme not in (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC):
+        objections.append(f"mixed_precision works with int8-dynamic and int8-static, not with {step.scheme.value}; remove it")
     accepted = SCHEMES[step.scheme].kinds if step.scheme in SCHEMES else ()
     for kind in step.operator_types or ():
         if not accepted:
@@ -260,11 +267,3 @@ def _is_tensorrt(target: Target) -> bool:
 def _is_x86_onnxruntime(target: Target, where: Where) -> bool:
     return target.device == "cpu" and target.runtime.runtime == "onnxruntime" and "avx2" in where.hardware.cpu_flags
 
-
-def _saturates(where: Where) -> bool:
-    """u8 x s8 products are summed in 16 bits, which overflow: AVX2 and AVX-512 before VNNI (vpmaddubsw).
-
-    Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html, "When and why to try U8U8".
-    """
-    flags = where.hardware.cpu_flags
-    return "avx2" in flags and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags)

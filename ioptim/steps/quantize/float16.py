@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ioptim.onnx_graph import load_graph, save_graph
 from ioptim.steps import _outputs
-from ioptim.steps.quantize.layers import COMPUTED, choose, find_layers, judge, name_nodes
+from ioptim.steps._layers import COMPUTED, choose, find_layers, judge, name_nodes
 from ioptim.steps.quantize.made import Made
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ioptim.core.step import Note
-from ioptim.steps.quantize.layers import Layer
+from ioptim.core.step import ChartFigure, Note, TableFigure
+from ioptim.steps._layers import Layer
 
 if TYPE_CHECKING:
     from ioptim.core.task import Outputs
@@ -27,3 +27,5 @@ class Made:
     notes: tuple[Note, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    tables: tuple[TableFigure, ...] = ()
+    charts: tuple[ChartFigure, ...] = ()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ioptim.environment import quiet_environment
 from ioptim.errors import StepError
 from ioptim.steps import _outputs
-from ioptim.steps.quantize.calibration import calibration_feeds
-from ioptim.steps.quantize.layers import COMPUTED, EXCLUDED, LEFT, Layer, choose
+from ioptim.steps._calibration import calibration_feeds
+from ioptim.steps._layers import COMPUTED, EXCLUDED, LEFT, Layer, choose
 from ioptim.steps.quantize.made import Made
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from ioptim.core.artifact import Format, ModelArtifact, verify
 from ioptim.core.step import Level, Outcome, Where
 from ioptim.core.target import Hardware
 from ioptim.errors import StepError
+from ioptim.steps._layers import COMPUTED, EXCLUDED, LEFT, NOT_ASKED, Layer, choose, metrics, notes, table
 from ioptim.steps.quantize import SCHEMES, Quantize, Scheme
-from ioptim.steps.quantize.layers import COMPUTED, EXCLUDED, LEFT, NOT_ASKED, Layer, choose, metrics, notes, table
 
 VNNI = ("avx2", "avx512f", "avx512_vnni")
 

@@ -32,6 +32,7 @@ EXCLUDED = "excluded by the recipe"
 NOT_ASKED = "operator type not asked for"
 COMPUTED = "multiplies two computed values, there is no weight"
 INSIDE = "inside the body of an If or a Loop"
+SENSITIVE = "kept by mixed_precision, for quantizing it costs too much quality"
 LEFT = "the quantizer left it as it was"
 
 
@@ -51,7 +52,7 @@ class Layer:
     @property
     def unsupported(self) -> bool:
         """Whether the recipe asked for it, and the quantizer could not."""
-        return self.why not in ("", EXCLUDED, NOT_ASKED, COMPUTED, INSIDE)
+        return self.why not in ("", EXCLUDED, NOT_ASKED, COMPUTED, INSIDE, SENSITIVE)
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
