@@ -144,11 +144,11 @@ dl{grid-template-columns:minmax(0,1fr);gap:0}dd{margin-bottom:8px}
 .bars li{grid-template-columns:minmax(0,1fr) auto;gap:2px 10px}.bars .meter{grid-column:1/-1;grid-row:2}
 summary .end{margin-left:0;width:100%}.card,details>div,summary{padding-left:12px;padding-right:12px}
 .board thead{position:absolute;left:-99em}.board,.board tbody{display:block}
-.board tr{display:grid;grid-template-columns:repeat(auto-fit,minmax(96px,1fr));border-bottom:1px solid var(--line);padding:8px 0}
-.board th,.board td{border:0;padding:2px 10px 2px 0;min-width:0}.board th{grid-column:1/-1}
+.board tr{display:flex;flex-wrap:wrap;border-bottom:1px solid var(--line);padding:8px 0}
+.board th,.board td{border:0;padding:2px 10px 2px 0;min-width:0}.board th{flex:1 0 100%}.board td{flex:1 1 96px}
 .board td::before{content:attr(data-label);display:block;color:var(--soft);font-size:.78rem;overflow-wrap:anywhere}
 .board .delta,td .was{white-space:normal}td .was .range,td.candidate .was .range{display:block;margin:0}}
-@media(max-width:760px){.runs tr{grid-template-columns:repeat(auto-fit,minmax(130px,1fr))}.runs tbody th{max-width:none}}
+@media(max-width:760px){.board.runs td{flex-basis:130px}.runs tbody th{max-width:none}}
 @media print{:root{--bg:#fff}body{font-size:10.5pt}main{max-width:none;padding:0}details::details-content{content-visibility:visible;
 block-size:auto}.verdict,.card,tr,figure{break-inside:avoid}pre{max-height:none;white-space:pre-wrap}.scroll{overflow:visible}nav{display:none}}
 """
