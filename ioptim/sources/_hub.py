@@ -6,6 +6,8 @@ nor `huggingface_hub`: https://huggingface.co/docs/huggingface_hub/guides/manage
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -126,7 +128,7 @@ def _asking(repository: Repository, ask: Callable[..., T]) -> T:
     except errors.RepositoryNotFoundError as error:
         text = f"the hub has no {repository.kind} {repository.name!r}, or it is private; check the spelling, or run: hf auth login"
         raise UnavailableError(text) from error
-    # Connection errors, timeouts, OfflineModeIsEnabled and LocalEntryNotFoundError are all OSErrors or httpx errors.
+    # Connection errors, timeouts, OfflineModeIsEnabled and LocalEntryNotFoundError are all OSErrors or errors of the HTTP library.
     except (OSError, errors.HfHubHTTPError, *_network_errors()) as error:
         text = " ".join(str(error).split())[:300]
         raise UnavailableError(
@@ -136,6 +138,9 @@ def _asking(repository: Repository, ask: Callable[..., T]) -> T:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    import httpx
-
-    return (httpx.HTTPError,)
+    """Of the HTTP library that the hub's client speaks through: httpx, from its version 2.4 on httpx2."""
+    found = []
+    for name in ("httpx", "httpx2"):
+        with contextlib.suppress(ImportError):
+            found.append(importlib.import_module(name).HTTPError)
+    return tuple(found)

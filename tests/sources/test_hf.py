@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +125,20 @@ def test_no_network_is_said_with_the_command_that_helps(cache: Path, monkeypatch
     assert str(caught.value) == (
         f"hf:org/name is not in the cache {cache} and the hub cannot be reached: no route to host."
         " Fetch it where there is a network: hf download org/name"
+    )
+
+
+def test_a_hub_that_refuses_the_connection(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the client's own HTTP library, whose errors are of its own kind: port 9 of this machine has nobody listening."""
+    pytest.importorskip("huggingface_hub")
+    code = (
+        "from ioptim.core.source import ModelSpec; from ioptim.sources import model_source; from pathlib import Path;"
+        " model_source(ModelSpec(source='hf:org/name'), Path('.'), None).identity()"
+    )
+    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(cache)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=Path(__file__).parents[2])
+    assert done.stderr.splitlines()[-1].startswith(
+        f"ioptim.errors.UnavailableError: hf:org/name is not in the cache {cache} and the hub cannot be reached:"
     )
 
 
