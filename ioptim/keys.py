@@ -45,7 +45,7 @@ def ingredients(plan: Plan, node: Node, digests: Mapping[str, str]) -> dict[str,
         found["target"] = target.model_dump(mode="json", exclude={"name", "pool", "memory_gb", "price_per_hour"})
         found["hardware"] = plan.hardware.fingerprint
     if step.uses_price:
-        found["prices"] = {target.name: target.price_per_hour for target in recipe.targets}
+        found["prices"] = [target.price_per_hour for target in recipe.targets]
     return found
 
 
@@ -69,6 +69,7 @@ _RUNS_IN_A_STEP = (
     "loadgen.py",
     "batching.py",
     "energy.py",
+    "inputs.py",
     "intervals.py",
     "subject.py",
     "torch_model.py",

@@ -10,30 +10,21 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ioptim import loadgen
 from ioptim.batching import Batcher
 from ioptim.core.artifact import open_artifact
 from ioptim.core.runtime import Session
+from ioptim.inputs import Inputs, Rows
 from ioptim.loadgen import Load, Scenario
 from ioptim.worker import WorkerContext
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ioptim.core.task import Feeds
-
-MAX_LENGTH = 512
-"""Tokens that `padding: max_length` pads to where the task sets no other."""
 FLOOR_QUERIES = 1000
 UNREACHABLE_PER_S = 1e7
 SWITCH_S = 0.0002
 """How long Python lets one thread run while another waits (its default is 5 ms): a request must not wait for a batch to be padded."""
-
-Rows = tuple[int, ...]
 
 
 class Subject:
@@ -60,7 +51,7 @@ class Subject:
         return answer
 
     def _prepare(self, argument: Mapping[str, Any]) -> dict[str, Any]:
-        self.inputs = Inputs(self.ctx, self.model, argument["padding"], argument["limit"])
+        self.inputs = Inputs(self.ctx.task, self.ctx.table("validation"), self.model, argument["padding"], argument["limit"])
         found, batch_size = len(self.inputs), argument["batch_size"]
         self.rows = found - found % batch_size if found > batch_size else found
         if not self.first_inference_s:
@@ -176,61 +167,6 @@ class Subject:
             for index, row in zip(dict.fromkeys(indices), by_length, strict=True):
                 row_of[index] = row
         return row_of
-
-
-class Inputs:
-    """The rows that a model is asked for, and the batches made of them."""
-
-    def __init__(self, ctx: WorkerContext, model: Any, padding: str, limit: int) -> None:
-        self.padding = padding
-        self._task, self._model = ctx.task, model
-        self._examples: list[Feeds] = []
-        for example in ctx.task.examples(ctx.table("validation"), model):
-            self._examples.append(example)
-            if len(self._examples) == limit:
-                break
-        self.lengths = [sum(array.size for array in example.values()) for example in self._examples]
-        """Elements of each row at its natural length: proportional to its tokens."""
-        self._kept: dict[Rows, tuple[Mapping[str, np.ndarray], int]] = {}
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def feed(self, rows: Rows) -> Mapping[str, np.ndarray]:
-        """One feed: a row at its natural length, a batch at that of its longest, or all as long as `padding` says."""
-        batch = [self._examples[row] for row in rows]
-        if self.padding in ("natural", "bucketed"):
-            return batch[0] if len(batch) == 1 else self._task.collate(batch, self._model)
-        padded = self._task.collate([*batch, self._filler], self._model)  # as long as its longest row, which then goes
-        return {name: array[:-1] for name, array in padded.items()}
-
-    def kept(self, rows: Rows) -> Mapping[str, np.ndarray]:
-        """The same, made once: every block asks for the same batches, and the warm-up has met them all."""
-        found = self._kept.get(rows)
-        if found is None:
-            feed = self.feed(rows)
-            found = self._kept[rows] = feed, sum(array.size for array in feed.values())
-        return found[0]
-
-    def padded_share(self, batches: Sequence[Rows]) -> float:
-        """Of all elements in these batches, those that are padding."""
-        natural = sum(self.lengths[row] for rows in batches for row in rows)
-        whole = sum(self._size(rows) for rows in batches)
-        return 1 - natural / whole
-
-    def _size(self, rows: Rows) -> int:
-        if rows in self._kept:
-            return self._kept[rows][1]
-        if self.padding in ("natural", "bucketed"):
-            return len(rows) * max(self.lengths[row] for row in rows)
-        return len(rows) * max(sum(array.size for array in self._filler.values()), *(self.lengths[row] for row in rows))
-
-    @cached_property
-    def _filler(self) -> Feeds:
-        """An example as long as all are to be."""
-        if self.padding == "longest":
-            return max(self._examples, key=lambda feeds: sum(array.size for array in feeds.values()))
-        return self._task.dummy_feeds(self._model, 1, getattr(self._task, "max_length", None) or MAX_LENGTH)
 
 
 class _InTurn:

@@ -159,6 +159,7 @@ def test_a_gate_that_compares_a_model_with_itself_is_an_error_and_not_silence(wo
         (("steps.benchmark.gates.size_bytes.max_ratio=0.9",), []),
         (("seed=1",), ALL),
         (("targets.cpu.threads=1",), ["compile", "compile", "benchmark"]),
+        (("targets.cpu.price_per_hour=2.0",), ["benchmark"]),
         (("targets.cpu.name=other",), []),
         (("name=other", "description=other"), []),
     ],

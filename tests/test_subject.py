@@ -48,6 +48,7 @@ def subject(model: ModelArtifact, tmp_path: Path) -> Iterator[Subject]:
     table.write_text("".join(json.dumps({"sentence": text, "label": 0}) + "\n" for text in WORDS))
     request = {
         "out": str(tmp_path),
+        "scratch": str(tmp_path),
         "task": {"task": "text-classification"},
         "hardware": hardware.probe().model_dump(mode="json"),
         "targets": [{"name": "cpu", "threads": 1, "runtime": {"runtime": "null"}}],

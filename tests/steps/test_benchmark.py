@@ -17,7 +17,8 @@ from ioptim.errors import StepError, UnavailableError
 from ioptim.loadgen import Scenario
 from ioptim.plan import missing_text
 from ioptim.steps.benchmark import Benchmark
-from ioptim.steps.benchmark.server import Served, ServerLoad, Setting, Trial
+from ioptim.steps.benchmark.search import ServerLoad, Setting
+from ioptim.steps.benchmark.server import Served, Trial
 
 QUICK = Benchmark(blocks=8, duration_s=0.8, rows=4, batch_size=2)
 

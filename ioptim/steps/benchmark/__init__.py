@@ -18,7 +18,8 @@ from ioptim.loadgen import Scenario
 from ioptim.steps.benchmark.result import Result
 from ioptim.steps.benchmark.rounds import Rounds, Taken
 from ioptim.steps.benchmark.scenarios import COST, FIGURES, MEMORY, SIZE
-from ioptim.steps.benchmark.server import Served, Server, ServerLoad
+from ioptim.steps.benchmark.search import ServerLoad
+from ioptim.steps.benchmark.server import Served, Server
 from ioptim.steps.benchmark.subjects import Subject, prepare
 
 

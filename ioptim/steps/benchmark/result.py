@@ -12,7 +12,8 @@ from ioptim.loadgen import Scenario
 from ioptim.steps.benchmark import charts, tables
 from ioptim.steps.benchmark.rounds import Taken
 from ioptim.steps.benchmark.scenarios import COST, FIGURES, MEMORY, P50, SIZE, THROUGHPUT
-from ioptim.steps.benchmark.server import RATE, Served
+from ioptim.steps.benchmark.search import RATE
+from ioptim.steps.benchmark.server import Served
 from ioptim.steps.benchmark.subjects import Subject
 
 FLOOR_LIMIT_S = 20e-6
