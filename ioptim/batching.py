@@ -21,10 +21,9 @@ class Request:
 class Batcher:
     """Runs a batch as soon as `max_batch` requests wait, or the oldest has waited `max_delay_s` and the session is free.
 
-    One thread runs them, one batch after another; `answer` gets the requests of each and is called in that thread. The first exception
-    ends all work: what still waits is answered at once, and `close` raises it. With `lengths` (tokens of each row), the oldest request is
-    joined by those nearest to it in length instead of the next in line, so that less is padded; nobody waits for ever, for the oldest
-    always goes.
+    `work` runs them, one batch after another, in the thread that calls it; `answer` gets the requests of each. With `lengths` (of each
+    row), the oldest request is joined by those nearest to it in length instead of the next in line, so that less is padded; nobody waits
+    for ever, for the oldest always goes.
     """
 
     def __init__(
@@ -46,8 +45,6 @@ class Batcher:
         self._error: BaseException | None = None
         self.batches: list[tuple[int, ...]] = []
         """Rows of every batch that was run."""
-        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
-        self._thread.start()
 
     def submit(self, id: int, row: int) -> None:
         with self._arrived:
@@ -56,24 +53,24 @@ class Batcher:
                 self._arrived.notify()
 
     def close(self) -> None:
-        """Answer what waits, end the thread and raise what went wrong in it."""
+        """Nothing more arrives: `work` answers what waits and returns."""
         with self._arrived:
             self._closed = True
             self._arrived.notify()
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
 
-    def _work(self) -> None:
+    def work(self) -> None:
+        """Until closed, and everyone is answered. After an exception nothing more is run, and it is raised at the end."""
         while batch := self._next():
             rows = tuple(request.row for request in batch)
             if self._error is None:
                 try:
                     self._run(rows)
-                except BaseException as error:  # noqa: BLE001  # raised by `close`; LoadGen waits for every answer
+                except BaseException as error:  # noqa: BLE001  # raised at the end; LoadGen waits for every answer
                     self._error = error
                 self.batches.append(rows)
             self._answer([request.id for request in batch])
+        if self._error is not None:
+            raise self._error
 
     def _next(self) -> list[Request]:
         """Wait for a batch; empty when closed and nothing waits."""

@@ -102,31 +102,33 @@ class Subject:
 
     def serve(self, argument: Mapping[str, Any]) -> dict[str, Any]:
         """One test of the server scenario through a dynamic batcher (`max_batch`, `max_delay_s`)."""
-        answer: dict[str, Any] = self._thread.submit(self._serve, argument).result()
-        return answer
-
-    def _serve(self, argument: Mapping[str, Any]) -> dict[str, Any]:
         load = Load(**argument["load"], scenario=Scenario.SERVER, rows=self.rows)
+        max_batch = argument["max_batch"]
+        for i in range(argument["lead_in"]):
+            self._thread.submit(self._answer, [(i + j) % self.rows for j in range(max_batch)]).result()
         # Batches form as requests arrive, so padding them is part of what a server does: the clock covers it.
         lengths = self.inputs.lengths if self.inputs.padding == "bucketed" else None
-        for i in range(argument["lead_in"]):
-            self._answer([(i + j) % self.rows for j in range(argument["max_batch"])])
-        batcher = Batcher(self._answer, loadgen.completer(), argument["max_batch"], argument["max_delay_s"], lengths)
-        with _undisturbed(SWITCH_S):
-            answers = loadgen.run(load, _Queued(batcher), self._logs / load.scenario.value)
-        batcher.close()
+        batcher = Batcher(self._answer, loadgen.completer(), max_batch, argument["max_delay_s"], lengths)
+        answers = self._served(load, batcher, self._logs / load.scenario.value)
         return {
             "seconds": answers.seconds,
             "mean_batch": len(answers.seconds) / len(batcher.batches),
             "padded_share": self.inputs.padded_share(batcher.batches),
         }
 
+    def _served(self, load: Load, batcher: Batcher, folder: Path) -> loadgen.Answers:
+        """LoadGen issues in this thread, the model answers in its own."""
+        working = self._thread.submit(batcher.work)
+        try:
+            with _undisturbed(SWITCH_S):
+                answers = loadgen.run(load, _Queued(batcher), folder)
+        finally:
+            batcher.close()
+            working.result()
+        return answers
+
     def floor(self, _: Any = None) -> dict[str, float]:
         """What LoadGen, this process and the null runtime take by themselves: `query_s`, and the most requests issued `per_s`."""
-        answer: dict[str, float] = self._thread.submit(self._floor).result()
-        return answer
-
-    def _floor(self) -> dict[str, float]:
         from ioptim.runtimes.null import Null
 
         session = Null().open(self.model, self.ctx.target)
@@ -135,13 +137,12 @@ class Subject:
         def nothing(rows: Sequence[int]) -> None:
             session.run(feeds[rows[0]])
 
-        with tempfile.TemporaryDirectory() as folder, _undisturbed(SWITCH_S):
+        with tempfile.TemporaryDirectory() as folder:
             alone = _InTurn(nothing, self._order, 1, 10, lambda: None)
-            single = loadgen.run(Load(Scenario.SINGLE_STREAM, FLOOR_QUERIES, self.rows), alone, Path(folder))
-            batcher = Batcher(nothing, loadgen.completer(), 32, 0.0)
+            with _undisturbed():
+                single = loadgen.run(Load(Scenario.SINGLE_STREAM, FLOOR_QUERIES, self.rows), alone, Path(folder))
             load = Load(Scenario.SERVER, FLOOR_QUERIES, self.rows, rate_per_s=UNREACHABLE_PER_S)
-            served = loadgen.run(load, _Queued(batcher), Path(folder))
-            batcher.close()
+            served = self._served(load, Batcher(nothing, loadgen.completer(), 32, 0.0), Path(folder))
         # At a rate that no machine issues, the last query is as late as issuing them all took.
         per_s = FLOOR_QUERIES / (FLOOR_QUERIES / UNREACHABLE_PER_S + served.late_s[-1])
         return {"query_s": statistics.median(single.seconds), "per_s": per_s}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,11 @@ import pytest
 from ioptim import hardware
 from ioptim.core.artifact import Format, ModelArtifact, TensorSpec, seal
 from ioptim.errors import StepError
+from ioptim.loadgen import Scenario
+from ioptim.steps.benchmark import Benchmark
+from ioptim.steps.benchmark.search import ServerLoad
 from ioptim.subject import Subject
+from ioptim.worker import WorkerContext
 
 pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is not installed")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
@@ -43,15 +46,15 @@ def model(tmp_path: Path) -> ModelArtifact:
 
 
 @pytest.fixture
-def subject(model: ModelArtifact, tmp_path: Path) -> Iterator[Subject]:
+def subject_request(tmp_path: Path) -> dict[str, Any]:
     table = tmp_path / "rows.jsonl"
     table.write_text("".join(json.dumps({"sentence": text, "label": 0}) + "\n" for text in WORDS))
-    request = {
+    return {
         "out": str(tmp_path),
         "scratch": str(tmp_path),
         "task": {"task": "text-classification"},
         "hardware": hardware.probe().model_dump(mode="json"),
-        "targets": [{"name": "cpu", "threads": 1, "runtime": {"runtime": "null"}}],
+        "targets": [{"name": "cpu", "threads": 1, "price_per_hour": 0.72, "runtime": {"runtime": "null"}}],
         "target": "cpu",
         "seed": 0,
         "candidates": {},
@@ -60,7 +63,11 @@ def subject(model: ModelArtifact, tmp_path: Path) -> Iterator[Subject]:
         "root": None,
         "data": {"validation": {"source": str(table)}},
     }
-    yield Subject({"request": request, "model": str(model.path), "logs": str(tmp_path / "loadgen")})
+
+
+@pytest.fixture
+def subject(subject_request: dict[str, Any], model: ModelArtifact, tmp_path: Path) -> Subject:
+    return Subject({"request": subject_request, "model": str(model.path), "logs": str(tmp_path / "loadgen")})
 
 
 def prepare(subject: Subject, padding: str = "natural", batch_size: int = 1, limit: int = 4) -> None:
@@ -172,3 +179,25 @@ def test_the_floor(subject: Subject) -> None:
     floor = subject.floor()
     assert 0 < floor["query_s"] < 0.01
     assert floor["per_s"] > 100
+
+
+def test_the_whole_step_on_this_worker(
+    subject_request: dict[str, Any], model: ModelArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every scenario, with LoadGen in a process of its own."""
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr("ioptim.steps.benchmark.search.TRIAL_S", 0.1)
+    load = ServerLoad(latency_bound_ms=1000, percentile=0.9, rate_per_s=200, max_batch=(4,))
+    step = Benchmark(scenarios=tuple(Scenario), rows=4, batch_size=2, streams=2, blocks=6, duration_s=0.2, padding="bucketed", server=load)
+    outcome = step.run(model, WorkerContext({**subject_request, "candidates": {"compile": str(model.path)}}))
+    assert {"latency_p50_ms", "multi_stream_p50_ms", "throughput_per_s", "server_p90_ms", "cost_per_million"} <= set(outcome.metrics)
+    assert outcome.metrics["server_rate_per_s"] == 200
+    assert outcome.metrics["cost_per_million"] == pytest.approx(0.72 / 3600 / 200 * 1e6)
+    assert outcome.facts["scenarios"]["offline"]["padded_share"] == pytest.approx(0.25)
+    kept = pq.read_table(tmp_path / "files" / "latency.parquet").to_pydict()
+    assert set(kept["scenario"]) == {scenario.value for scenario in Scenario}
+    assert set(kept["subject"]) == {"compile"}
+    assert min(kept["seconds"]) > 0
+    folder = tmp_path / "files" / "loadgen" / "compile"
+    assert sorted(path.parent.name for path in folder.rglob("mlperf_log_summary.txt")) == sorted(scenario.value for scenario in Scenario)
