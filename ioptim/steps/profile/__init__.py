@@ -82,7 +82,7 @@ class Profile(MeasuringStep):
         before, own_before = timing.Machine.now(), time.process_time()
         found = self._profile(model, feeds, files, ctx)
         machine = timing.conditions(before, timing.Machine.now(), time.process_time() - own_before)
-        advice = advise(found, Situation(model.format, model.facts.get("runtime"), str(found.facts.get("device", "cpu"))))
+        advice = advise(found, Situation(model.format, model.facts.get("runtime"), found.device))
         ranked = self._ranked(model, ctx)
         ctx.progress(1.0, "profiled")
         disturbed = [Note(text=text, level=Level.WARNING) for text in timing.disturbances(machine)]
@@ -114,7 +114,6 @@ class Profile(MeasuringStep):
     def _profile(self, model: ModelArtifact, feeds: Sequence[Feeds], files: Path, ctx: Context) -> Findings:
         if model.format is not Format.TORCH:
             found = executed.profile(model, feeds, ctx, files, self.duration_s)
-            device = "cpu"
         else:
             device = gpu.device_for(ctx.target.device)
             threads = ctx.target.threads or ctx.hardware.cores
@@ -125,8 +124,10 @@ class Profile(MeasuringStep):
                 found = found.with_notes(gpu.record_with_nsys(model, feeds[: len(found.row_seconds)], device, files))
         if not self.roofline or not found.layers:
             return found
+        if found.device != "cpu" and model.format is not Format.TORCH:
+            return found.with_notes("the times are of launches on the GPU, so no roof is drawn above them; profile the torch model")
         ctx.progress(0.7, "measuring the roofs")
-        return found.under(_roofs(model.format, device, ctx))
+        return found.under(_roofs(model.format, found.device, ctx))
 
     def _notes(self, found: Findings, advice: Sequence[Advice], there: int, ctx: Context) -> list[str]:
         notes = list(found.notes)
@@ -137,7 +138,7 @@ class Profile(MeasuringStep):
         if found.uncounted:
             total = sum(found.uncounted.values())
             notes.append(f"operations are not counted for {figures.share_list(found.uncounted)}, {total:.1%} of the layers' time together")
-        if found.operators and ctx.target.device != "cpu" and str(found.facts.get("device", "cpu")) == "cpu":
+        if found.operators and ctx.target.device != "cpu" and found.device == "cpu":
             notes.append(f"profiled on the CPU; the target {ctx.target.name} is a {ctx.target.device}, where the shares are others")
         run = len(found.row_seconds)
         if run < self.rows:

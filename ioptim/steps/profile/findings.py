@@ -114,6 +114,11 @@ class Findings:
         return replace(self, roofs=raised, notes=(*self.notes, *(note if higher else ())))
 
     @property
+    def device(self) -> str:
+        """`cpu`, `gpu` or torch's name of a GPU: where the rows ran."""
+        return str(self.facts.get("device", "cpu")).lower()
+
+    @property
     def parameters(self) -> int:
         return sum(group.parameters for group in self.weights)
 

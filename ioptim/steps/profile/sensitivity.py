@@ -88,11 +88,12 @@ def _said(
     ctx: Context,
 ) -> str:
     first = ranking[0]
+    changed = f" ({together.drop:.2g} of the answers change)" if ctx.task.output == "logits" else ""
     return (
         f"{options.scheme} on {rows} calibration examples: {first.group.name} alone loses most, {first.loss.distance:.2g}"
         f" ({_sensitivity.distance_name(ctx.task)}), and saves {(first.saved_s or 0.0) * 1e3:.2g} ms a row;"
-        f" all {len(ranking)} {options.by}s together lose {together.distance:.2g}"
-        f" ({_sensitivity.drop_name(ctx.task)}: {together.drop:.2g}) and save {saved * 1e3:.2g} ms:"
+        f" all {len(ranking)} {options.by}s together lose {together.distance:.2g}{changed}"
+        f" and save {saved * 1e3:.2g} ms:"
         f" steps.quantize.mixed_precision={{max_drop: ...}} leaves the first of them in float"
     )
 

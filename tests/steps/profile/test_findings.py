@@ -92,6 +92,10 @@ def test_the_roofline_chart_has_roofs_as_lines_and_layers_as_points() -> None:
     )
 
 
+def test_the_device_has_one_spelling() -> None:
+    assert Findings([1.0], facts={"device": "CPU"}).device == Findings([1.0]).device == "cpu", "OpenVINO writes it in capitals"
+
+
 @pytest.mark.parametrize(("shares", "text"), [
     ({"A": 0.06, "B": 0.002}, "A 6%, B 0.2%"),
     (dict.fromkeys("ABCDEF", 0.01), "A 1%, B 1%, C 1%, D 1% and 2 more"),
