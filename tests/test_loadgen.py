@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -78,6 +79,24 @@ def test_only_loadgens_results_are_kept(tmp_path: Path) -> None:
     loadgen.run(Load(Scenario.SINGLE_STREAM, 100, 4), Echo(), tmp_path / "source")
     assert sorted(path.name for path in (tmp_path / "source").iterdir()) == ["mlperf_log_detail.txt", "mlperf_log_summary.txt"]
     assert "Scenario : SingleStream" in (tmp_path / "source" / "mlperf_log_summary.txt").read_text()
+
+
+def test_the_model_stays_on_its_cpus(tmp_path: Path) -> None:
+    """And LoadGen's own thread does not: it is born while this one is elsewhere."""
+    if not hasattr(os, "sched_setaffinity") or len(before := os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two CPUs and a system that binds threads to them")
+    cpu = {min(before)}
+    system = Echo()
+    monitored: list[set[int]] = []
+    system.flush = lambda: monitored.extend(os.sched_getaffinity(int(task.name)) for task in Path("/proc/self/task").iterdir())  # type: ignore[method-assign]
+    os.sched_setaffinity(0, cpu)
+    try:
+        loadgen.run(Load(Scenario.SINGLE_STREAM, 4, 4), system, tmp_path)
+        assert os.sched_getaffinity(0) == cpu
+    finally:
+        os.sched_setaffinity(0, before)
+    assert cpu in monitored
+    assert set(range(os.cpu_count() or 1)) - cpu in monitored
 
 
 def test_loadgen_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
