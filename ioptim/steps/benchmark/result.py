@@ -130,9 +130,11 @@ class Result:
             yield from taken.notes()
         for name, served in self.served.items():
             yield from served.notes(name, figures[name].get(COST.name))
+        text = f"the harness itself takes {self.floor_s * 1e6:.0f} µs of a single-stream query (LoadGen with a model that does nothing)"
         if self.floor_s > FLOOR_LIMIT_S:
-            text = f"the harness itself takes {self.floor_s * 1e6:.0f} µs of a single-stream query (LoadGen with a model that does nothing)"
             yield Note(text=f"{text}; on an idle machine it takes less than {FLOOR_LIMIT_S * 1e6:.0f}", level=Level.WARNING)
+        else:
+            yield Note(text=text)
         if any(subject.peak_memory_bytes is None for subject in self.subjects):
             yield Note(text="peak memory is not known: this system does not tell it", level=Level.WARNING)
 
