@@ -1,4 +1,4 @@
-"""A training loop that survives its process: AdamW, warm-up and decay, clipping, early stopping, a checkpoint twice a minute.
+"""A training loop that survives its process: AdamW, warm-up and decay, clipping, early stopping, checkpoints.
 
 Knows no step and no task: it is given a module, batches, a loss and a way to tell how good the module is.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 CHECKPOINT_S = 30.0
-"""Between checkpoints: what a kill can cost."""
+"""Between checkpoints, beside those after every evaluation: what a kill can cost."""
 _STATE, _TENSORS, _BEST = "state.json", "state.safetensors", "best.safetensors"
 
 
@@ -126,14 +126,15 @@ class Training:
             self.progress.step += 1
             self.progress.seconds = time.monotonic() - self._began
             last = self._done() >= 1
-            if self.progress.step % every == 0 or last:
+            evaluated = self.progress.step % every == 0 or last
+            if evaluated:
                 self._evaluate()
             self._report(value)
             if last or self.progress.since_best > self.settings.patience:
                 self.progress.ended = self._why(last)
                 return
             between_updates = self.progress.step % self.settings.accumulate == 0  # gradients are not saved
-            if between_updates and time.monotonic() - self._saved > CHECKPOINT_S:
+            if between_updates and (evaluated or time.monotonic() - self._saved > CHECKPOINT_S):
                 self._save()
         self.progress.ended = f"after {self.settings.epochs} epochs"
 

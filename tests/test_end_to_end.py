@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ("--engine", "local", "--tracking", "none")
-QUICK = ("--set", "steps.benchmark.blocks=6", "--set", "steps.benchmark.duration_s=0.5", "--set", "steps.benchmark.rows=8")
+QUICK = tuple(f"--set=steps.benchmark.{setting}" for setting in ("blocks=6", "duration_s=0.5", "rows=8", "batch_size=4"))
 VISION = ("recipes/vision-int8.yaml", *QUICK, "--set", "data.validation.limit=60")
 VISION_STEPS = ["source", "export", "quantize", "compile", "runtime-fp32", "validate", "benchmark"]
 
@@ -332,6 +332,37 @@ def test_bert_sst2_int8(tmp_path: Path, shared: Path) -> None:
     quality = next(step for step in document["steps"] if step["id"] == "validate")["subjects"]
     assert document["status"] == "passed"
     assert quality["source"]["accuracy"] == pytest.approx(0.8865, abs=0.04)
+
+
+def test_bert_sst2_fast_is_killed_in_training_and_goes_on(tmp_path: Path, shared: Path) -> None:
+    """distill, prune, quantize: the whole chain, SIGKILL in the middle of the training included."""
+    rows = shared / "data" / "sst2"
+    sources = {"model.source": shared / "models" / "minilm-sst2", "data.training.source": rows, "data.validation.source": rows}
+    settings = [f"--set={key}={value}" for key, value in sources.items()]
+    settings += ["--set=data.validation.split=test", "--set=data.validation.limit=100", "--set=data.training.limit=1600"]
+    settings += ["--set=steps.distill.held_out=100", "--set=steps.distill.epochs=1", "--set=steps.validate.gates.accuracy.max_drop=0.5"]
+    settings += ["--set=steps.benchmark.gates.latency_p50_ms.min_speedup=0.01"]
+    argv = ["recipes/bert-sst2-fast.yaml", *settings, *QUICK, *LOCAL]
+    command = [sys.executable, "-m", "ioptim.cli", "run", *argv, "--json"]
+    first = subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 240
+        while not list(tmp_path.glob("store/partial/*/state.json")) and time.monotonic() < deadline and first.poll() is None:
+            time.sleep(0.1)
+        assert first.poll() is None, "it must still be training when it is killed"
+    finally:
+        first.kill()
+        first.wait()
+    document = run(tmp_path, *argv)
+    steps = {step["id"]: step for step in document["steps"]}
+    assert steps["source"]["cached"] and not steps["distill"]["cached"]
+    assert "ended and gone on 1 times; the time counts all attempts" in [note["text"] for note in steps["distill"]["notes"]]
+    assert list((tmp_path / "store" / "partial").iterdir()) == []
+    assert steps["distill"]["metrics"]["layers"] == 3
+    assert steps["prune"]["metrics"]["vocabulary"] < 30_522 / 2
+    sizes = steps["benchmark"]["subjects"]
+    assert sizes["compile"]["size_bytes"] < 0.15 * sizes["source"]["size_bytes"]
+    assert 0.6 < steps["validate"]["subjects"]["compile"]["accuracy"] <= 1
 
 
 def test_a_label_that_the_model_does_not_have(tmp_path: Path, shared: Path) -> None:

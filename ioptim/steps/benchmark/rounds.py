@@ -18,6 +18,8 @@ from ioptim.steps.benchmark.subjects import Asked, Block, Subject, own_seconds, 
 LEAD_IN = 3
 """Calls at the head of every block that are not recorded. A process that slept finds its caches taken by the one that ran: its first
 call took up to twice as long as the rest, the second and third a few per cent."""
+SLOW_S = 0.05
+"""Where even the fastest model's call takes this long, filling the caches again (a millisecond or two) is lost in it: no lead-in."""
 MOST_CALLS, MOST_ROWS = 1000, 8000
 """Of a block: where a call takes microseconds, more samples say nothing new."""
 FEWEST_ROUNDS = 6
@@ -162,10 +164,11 @@ class Rounds:
         batch_size = min(self.batch_size, rows)
         first = Asked(self.scenario, 2, batch_size, 0)
         tried = [subject.whole(first) for subject in subjects]
-        turn_s = sum(block.offline_s / 2 if self.scenario is Scenario.OFFLINE else min(block.seconds) for block in tried)
+        call_s = [block.offline_s / 2 if self.scenario is Scenario.OFFLINE else min(block.seconds) for block in tried]
         room_s = self.duration_s / self.blocks - sum(block.overhead_s for block in tried)
-        calls = max(2, min(MOST_CALLS, MOST_ROWS // batch_size, int(room_s / turn_s)))
-        lead_in = min(LEAD_IN, calls // 2)
+        slow = min(call_s) >= SLOW_S
+        calls = max(1 if slow else 2, min(MOST_CALLS, MOST_ROWS // batch_size, int(room_s / sum(call_s))))
+        lead_in = 0 if slow else min(LEAD_IN, calls // 2)
         n, in_a_pass = calls - lead_in, max(1, rows // batch_size)
         if n < in_a_pass:
             prepare(subjects, batch_size, padding, n * batch_size)

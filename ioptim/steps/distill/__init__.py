@@ -226,7 +226,7 @@ class Distill(Step):
                 facts={**model.facts, "parameters": parameters},
             ),
             metrics={
-                "parameters": float(parameters),
+                **{name: float(value) for name, value in sizes(pupil).items()},
                 "parameters_ratio": parameters / teachers,
                 f"dev_{metric}": progress.best,
                 f"dev_{metric}_before": before,
