@@ -61,7 +61,7 @@ class Benchmark(MeasuringStep):
     rows: int = Field(64, ge=1, description="validation rows to measure on, from the first; fewer where `duration_s` would be exceeded")
     blocks: int = Field(20, ge=1, description="timing blocks of each model in each scenario; a gate at 0.95 confidence needs at least 6")
     duration_s: float = Field(
-        5.0, gt=0, description="seconds to spend on each scenario but server, all models together, warm-up not counted"
+        10.0, gt=0, description="seconds to spend on each scenario but server, all models together, warm-up not counted"
     )
     server: ServerLoad | None = Field(None, description="arrivals, bound and batcher of the server scenario, which needs it")
 

@@ -24,6 +24,8 @@ MOST_CALLS, MOST_ROWS = 1000, 8000
 """Of a block: where a call takes microseconds, more samples say nothing new."""
 FEWEST_ROUNDS = 6
 """The median's exact interval at 0.95 confidence needs six blocks."""
+WARM_UP_S = 5.0
+"""For each model, at most."""
 OVERRUN = 2
 """Times `duration_s`: a scenario that takes longer ends after its `FEWEST_ROUNDS`, and says so."""
 
@@ -121,7 +123,7 @@ class Rounds:
         asked = self._fit(padding, rows)
         taken = Taken(self.scenario, asked, {name: [] for name in self.subjects}, rounds_asked=self.blocks)
         for name, subject in self.subjects.items():
-            taken.warm_ups[name] = timing.warm_up(partial(_typical, subject, asked), self.duration_s)
+            taken.warm_ups[name] = timing.warm_up(partial(_typical, subject, asked), min(self.duration_s, WARM_UP_S))
         before, own_before = timing.Machine.now(), own_seconds(list(self.subjects.values()))
 
         def conditions() -> dict[str, float]:
