@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,24 +27,29 @@ class Ahead:
     def __init__(self, log_of: Callable[[str], Path]) -> None:
         self._log_of = log_of
         self._waiting: dict[str, Prepared] = {}
+        self._lock = threading.Lock()
 
     def prepare(self, following: Sequence[Node]) -> None:
         """Start the process of the first of these nodes, in the order they will run, that is slow to start."""
         for node in following:
             modules = [] if node.step.opens_elsewhere else [module for library in node.libraries for module in MODULES.get(library, ())]
-            if modules and not self._waiting:
-                # The worker first: it switches off the telemetry of what is imported after it.
-                try:
-                    self._waiting[node.id] = Prepared(["ioptim.worker", *modules], log=self._log_of(node.id))
-                except UnavailableError:
-                    return  # the step itself says it, if it is still so
+            if modules:
+                self._start(node.id, modules)
             if modules or node.step.measures:
                 return
 
+    def _start(self, node_id: str, modules: Sequence[str]) -> None:
+        with self._lock, contextlib.suppress(UnavailableError):  # the step itself says it, if it is still so
+            if not self._waiting:
+                # The worker first: it switches off the telemetry of what is imported after it.
+                self._waiting[node_id] = Prepared(["ioptim.worker", *modules], log=self._log_of(node_id))
+
     def take(self, node_id: str) -> Prepared | None:
         """The process that waits for this node, if one does."""
-        return self._waiting.pop(node_id, None)
+        with self._lock:
+            return self._waiting.pop(node_id, None)
 
     def close(self) -> None:
-        while self._waiting:
-            self._waiting.popitem()[1].close()
+        with self._lock:
+            while self._waiting:
+                self._waiting.popitem()[1].close()

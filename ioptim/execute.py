@@ -64,7 +64,6 @@ class Run:
         self.record = record.model_copy(update={"nodes": tuple(_pending(node) for node in plan.nodes)})
         self._models: dict[str, ModelArtifact] = {}
         self._ahead = Ahead(self._log)
-        self._ahead = Ahead(self._log)
         self._exit_codes: list[ExitCode] = []
         self._lock = threading.RLock()
         self._started = time.monotonic()
@@ -157,7 +156,9 @@ class Run:
         with self.store.work() as out:
             start = time.monotonic()
             prepared = self._ahead.take(node.id)
-            if not node.step.measures:
+            if node.step.measures:
+                self._ahead.close()  # one that nobody took must not import beside a measurement
+            else:
                 self._ahead.prepare(self._following(node))
             answer = isolate.call(
                 "ioptim.worker:run_step",

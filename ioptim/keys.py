@@ -72,7 +72,10 @@ _RUNS_IN_A_STEP = (
     "inputs.py",
     "intervals.py",
     "subject.py",
+    "roofline.py",
+    "shrink.py",
     "torch_model.py",
+    "training.py",
     "onnx_*.py",
     "worker.py",
 )

@@ -143,16 +143,30 @@ def _source_of(make: Callable[[], T], loaded: Loaded, loc: tuple[str, ...], prob
 
 def _seen_before(loaded: Loaded, data: Mapping[str, DataSource]) -> list[Problem]:
     """Roles that hold the validation rows: a model tuned on what it is judged by is judged too well."""
-    if "validation" not in data or data["validation"].check():
-        return []
-    judged = _rows_of(data["validation"])
-    same = [role for role in ("training", "dev") if role in data and not data[role].check() and _rows_of(data[role]) == judged]
-    return [loaded.problem(("data", role), f"data.{role} holds the validation rows; choose others, or gates mean nothing") for role in same]
+    rows = {role: _rows_of(source) for role, source in data.items() if role in ("validation", "training", "dev")}
+    known = {role: found for role, found in rows.items() if found is not None}
+    problems = []
+    for role in ("training", "dev"):
+        if role in known and known[role] == known.get("validation"):
+            text = f"data.{role} holds the validation rows; choose others, or gates mean nothing"
+            problems.append(loaded.problem(("data", role), text))
+    if "dev" in known and known["dev"] == known.get("training"):
+        text = "data.dev holds the training rows, so it chooses by what was learned by heart; choose others, or set `held_out` on the step"
+        problems.append(loaded.problem(("data", "dev"), text))
+    return problems
 
 
-def _rows_of(source: DataSource) -> object:
-    """What tells all rows there from others, whatever part of them is drawn: a file's digest, or a data set and its split."""
-    identity = dict(source.identity())
+def _rows_of(source: DataSource) -> object | None:
+    """What tells all rows there from others, whatever part of them is drawn: a file's digest, or a data set and its split.
+
+    None where the source has objections of its own, or cannot be asked now.
+    """
+    if source.check():
+        return None
+    try:
+        identity = dict(source.identity())
+    except IoptimError:
+        return None
     split = json.loads(identity.pop("selection", "{}")).get("split")
     return identity.get("file") or (identity, split)
 

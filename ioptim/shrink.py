@@ -12,7 +12,7 @@ from ioptim.errors import StepError
 if TYPE_CHECKING:
     import torch
 
-_LAYER = re.compile(r"^(.*\.(?:layers?|h|block)\.)(\d+)(\..*)$")
+_LAYER = re.compile(r"^((?:.*\.)?(?:layers?|h|block)\.)(\d+)(\..*)$")
 _WIDTHS = ("intermediate_size", "hidden_dim", "ffn_dim", "d_ff")
 """What configurations call the width of the feed-forward; the first that is there."""
 
@@ -46,6 +46,8 @@ def cut(
     """
     config: Any = copy.deepcopy(module.config)
     total = config.num_hidden_layers
+    if len(set(layers)) < len(layers):
+        raise StepError(f"layers {list(layers)} names a layer twice")
     if wrong := [i for i in layers if not 0 <= i < total]:
         raise StepError(f"layers {wrong} were named; the model's are 0 to {total - 1}")
     name = width_name(config) if feed_forward is not None else ""
@@ -54,15 +56,23 @@ def cut(
         raise StepError(f"feed_forward is {feed_forward}; the model's is {width} and cannot grow")
     if len(layers) == total and feed_forward in (None, width):
         raise StepError(f"nothing would become smaller ({total} layers); name fewer layers or a narrower feed_forward")
+    kinds = getattr(config, "layer_types", None)
     config.num_hidden_layers = len(layers)
+    if kinds and len(kinds) == total:
+        config.layer_types = [kinds[i] for i in layers]
     if feed_forward is not None:
         setattr(config, name, feed_forward)
     smaller = type(module)(config)  # type: ignore[call-arg]
     state = _taken_over(module.state_dict(), layers)
     if feed_forward is not None and width is not None and feed_forward < width:
+        if importance is not None and (without := [layer for layer in layers if layer not in importance]):
+            raise StepError(f"{type(module).__name__} has no feed-forward that is known in its layers {without}; leave feed_forward out")
         by_place = {place: importance[layer] for place, layer in enumerate(layers)} if importance else {}
         _narrow(state, smaller.state_dict(), width, feed_forward, by_place)
-    missing, unexpected = smaller.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = smaller.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise StepError(f"{type(module).__name__} is not built as this step expects: {' '.join(str(error).split())[:200]}") from error
     if missing or unexpected:
         raise StepError(f"the smaller model's weights do not follow from the larger's: missing {missing[:3]}, left over {unexpected[:3]}")
     return smaller.eval()
@@ -88,14 +98,16 @@ def _narrow(
     by_layer: dict[str, list[str]] = {}
     for name, value in state.items():
         match = _LAYER.match(name)
-        if match and tuple(value.shape) != tuple(wanted[name].shape):
+        if match and name in wanted and tuple(value.shape) != tuple(wanted[name].shape):
+            if sum(a != b for a, b in zip(value.shape, wanted[name].shape, strict=True)) != 1 or width not in value.shape:
+                raise StepError(f"{name} has the shape {tuple(value.shape)}, which is no plain feed-forward of {width} neurons")
             by_layer.setdefault(f"{match[1]}{match[2]}", []).append(name)
     for layer, names in by_layer.items():
         place = int(layer.rpartition(".")[2])
         strength = importance[place] if place in importance else _magnitude([state[name] for name in names], width)
         chosen = strength.topk(kept).indices.sort().values
         for name in names:
-            axis = 0 if state[name].shape[0] == width else 1
+            axis = next(i for i, (a, b) in enumerate(zip(state[name].shape, wanted[name].shape, strict=True)) if a != b)
             state[name] = state[name].index_select(axis, chosen)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_S = 30.0
 """Between checkpoints, beside those after every evaluation: what a kill can cost."""
-_STATE, _TENSORS, _BEST = "state.json", "state.safetensors", "best.safetensors"
+_STATE = "state.json"
+"""Names the files of tensors that belong to it; a kill leaves either the older set or the newer one, whole."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Training:
     of an epoch's batches. The state in `folder` fits only this very training: whoever names the folder sees to that.
 
     Raises:
-        StepError: the loss is not a number before anything was good enough to keep.
+        StepError: the loss is not a number before anything was good enough to keep; fewer batches than make an update.
     """
 
     def __init__(
@@ -95,7 +97,10 @@ class Training:
         self.trained = torch.nn.ModuleList([module, *extra])
         self.optimizer = torch.optim.AdamW(_groups(self.trained, settings.weight_decay), lr=settings.learning_rate)
         self.progress = Progress()
-        self.total = max(1, settings.epochs * len(batches) // settings.accumulate) * settings.accumulate
+        self.total = settings.epochs * len(batches) // settings.accumulate * settings.accumulate
+        if not self.total:
+            text = f"{settings.epochs} epochs of {len(batches)} batches are fewer than the {settings.accumulate} that make an update"
+            raise StepError(f"{text}; lower accumulate or give more rows")
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> Progress:
@@ -127,8 +132,9 @@ class Training:
             self.progress.seconds = time.monotonic() - self._began
             last = self._done() >= 1
             evaluated = self.progress.step % every == 0 or last
-            if evaluated:
-                self._evaluate()
+            if evaluated and not self._evaluate():
+                self._not_a_number()
+                return
             self._report(value)
             if last or self.progress.since_best > self.settings.patience:
                 self.progress.ended = self._why(last)
@@ -163,7 +169,7 @@ class Training:
     def _rate(self) -> float:
         """Of the learning rate: a linear rise over `warm_up` of the training, a half cosine down to zero after it."""
         done, warm = self._done(), self.settings.warm_up
-        return max(done, 1 / self.total) / warm if done < warm else (1 + math.cos(math.pi * (done - warm) / (1 - warm))) / 2
+        return min(1.0, max(done, 1 / self.total) / warm) if done < warm else (1 + math.cos(math.pi * (done - warm) / (1 - warm))) / 2
 
     def _done(self) -> float:
         """Share of the training that is behind: of its steps or of its time, whichever is further."""
@@ -175,24 +181,29 @@ class Training:
         for epoch in range(first, self.settings.epochs):
             yield from self.order(epoch)[skip if epoch == first else 0 :]
 
-    def _evaluate(self) -> None:
-        from safetensors.torch import save_file
-
+    def _evaluate(self) -> bool:
+        """Look at the dev rows, keep the weights where they are the best so far; False where the quality is not a number."""
         self.module.eval()
         quality = self.quality()
         self.module.train()
+        if not math.isfinite(quality):
+            return False
         progress = self.progress
         progress.points.append(Point(progress.step / len(self.batches), progress.losses / progress.losses_n, quality))
         progress.losses, progress.losses_n = 0.0, 0
         if progress.best is None or quality > progress.best:
             progress.best, progress.best_step, progress.since_best = quality, progress.step, 0
-            _write(self.folder / _BEST, lambda path: save_file(_owned(self.module), path))
+            _write(self._best(), _owned(self.module))
         else:
             progress.since_best += 1
+        return True
+
+    def _best(self) -> Path:
+        return self.folder / f"{self.progress.best_step}-best.safetensors"
 
     def _not_a_number(self) -> None:
         if self.progress.best is None:
-            text = f"the loss is not a number at step {self.progress.step + 1}, before any evaluation"
+            text = f"the loss is not a number at step {self.progress.step + 1}, before anything was good enough to keep"
             raise StepError(f"{text}; lower learning_rate ({self.settings.learning_rate:g})")
         self.progress.ended = f"the loss was not a number at step {self.progress.step + 1}; the best before it was kept"
 
@@ -205,19 +216,18 @@ class Training:
     # What survives
 
     def _save(self) -> None:
-        """Tensors first, then the state that names them: a kill between the two leaves the older pair whole."""
+        """Tensors first, then the state that names them, then the older ones go."""
         import torch
-        from safetensors.torch import save_file
 
         tensors = {f"module.{name}": value for name, value in _owned(self.trained).items()}
         for place, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{place}.{name}": torch.as_tensor(value).clone() for name, value in values.items()}
         tensors["random"] = torch.get_rng_state()
-        name = f"{self.progress.step}-{_TENSORS}"
-        _write(self.folder / name, lambda path: save_file(tensors, path))
-        write_json(self.folder / _STATE, {**asdict(self.progress), "tensors": name})
-        for old in self.folder.glob(f"*-{_TENSORS}"):
-            if old.name != name:
+        state = self.folder / f"{self.progress.step}-state.safetensors"
+        _write(state, tensors)
+        write_json(self.folder / _STATE, {**asdict(self.progress), "tensors": state.name})
+        for old in self.folder.glob("*.safetensors*"):
+            if old not in (state, self._best()):
                 old.unlink()
         self._saved = time.monotonic()
 
@@ -245,7 +255,7 @@ class Training:
     def _load_best(self) -> None:
         from safetensors.torch import load_file
 
-        self.module.load_state_dict(load_file(self.folder / _BEST), strict=False)
+        self.module.load_state_dict(load_file(self._best()), strict=False)
 
 
 def _groups(module: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -265,8 +275,12 @@ def _owned(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def _write(path: Path, save: Callable[[Path], None]) -> None:
-    """Aside first, so that a kill never leaves half a file under the name."""
+def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Aside first and down to the disk, so that neither a kill nor a power cut leaves half a file under the name."""
+    from safetensors.torch import save_file
+
     aside = path.with_name(f"{path.name}.new")
-    save(aside)
+    save_file(tensors, aside)
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
     aside.replace(path)

@@ -354,3 +354,14 @@ def test_nothing_is_prepared_beside_or_behind_a_measurement(world: World) -> Non
     assert [p.node for p in world.prepared] == ["quantize"]
     waiting.close()
     assert world.prepared[0].closed
+
+
+def test_nobody_imports_beside_a_measurement(world: World) -> None:
+    """The process of a step that then came out of the store, or was skipped, is ended before anything is measured."""
+    run = world.start("steps.benchmark.scenarios=[single-stream]")
+    for node in run.plan.nodes:
+        if node.id == "benchmark":
+            run._ahead.prepare([replace(node, id="export", step=run.plan.node("export").step, libraries=("torch",))])
+        run.run_node(node.id)
+    run.end()
+    assert [p.closed for p in world.prepared if p.taken_by is None] == [True]

@@ -31,7 +31,7 @@ class Anything:
         return []
 
     def identity(self) -> Mapping[str, str]:
-        return {"digest": repr(self.spec)}
+        return {"digest": repr(self.spec and (self.spec.source, self.spec.split))}
 
 
 @pytest.fixture(autouse=True)
@@ -234,6 +234,17 @@ def test_rows_that_are_judged_by_are_not_tuned_on(tmp_path: Path, role: str) -> 
     path.write_text(text.replace(', calibration: {source: "builtin:retrieval"}', f"{others}{same}"))
     found = objections(make_plan(read_recipe(path), HARDWARE))
     assert f"data.{role} holds the validation rows; choose others, or gates mean nothing" in found
+
+
+def test_a_student_is_not_chosen_by_the_rows_it_learns(tmp_path: Path) -> None:
+    text = HEAD.format(source="folder", targets="") + "  - {step: distill, student: {layers: 1}}\n"
+    both = ", training: {source: rows.tsv}, dev: {source: rows.tsv, limit: 10}"
+    path = tmp_path / "r.yaml"
+    path.write_text(text.replace(', calibration: {source: "builtin:retrieval"}', both))
+    made = make_plan(read_recipe(path), HARDWARE)
+    assert objections(made) == [
+        "data.dev holds the training rows, so it chooses by what was learned by heart; choose others, or set `held_out` on the step"
+    ]
 
 
 def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

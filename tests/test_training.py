@@ -111,7 +111,47 @@ def test_a_loss_that_never_is_a_number(tmp_path: Path) -> None:
     task = Regression()
     with pytest.raises(StepError) as caught:
         task.train(tmp_path, loss=lambda batch: task.loss(batch) * math.nan)
-    assert str(caught.value) == "the loss is not a number at step 1, before any evaluation; lower learning_rate (0.05)"
+    assert str(caught.value) == "the loss is not a number at step 1, before anything was good enough to keep; lower learning_rate (0.05)"
+
+
+def test_a_quality_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    values = iter([0.5, math.nan])
+    progress = Regression().train(tmp_path, quality=lambda: next(values))
+    assert (progress.best, progress.best_step) == (0.5, 5)
+    assert progress.ended == "the loss was not a number at step 11; the best before it was kept"
+    with pytest.raises(StepError, match="before anything was good enough to keep"):
+        Regression().train(tmp_path / "again", quality=lambda: math.nan)
+
+
+def test_fewer_batches_than_an_update_needs(tmp_path: Path) -> None:
+    settings = Settings(**{**SETTINGS.__dict__, "epochs": 1, "accumulate": 11})
+    with pytest.raises(StepError) as caught:
+        Regression().train(tmp_path, settings)
+    assert str(caught.value) == "1 epochs of 10 batches are fewer than the 11 that make an update; lower accumulate or give more rows"
+
+
+def test_the_learning_rate_never_exceeds_what_was_asked(tmp_path: Path) -> None:
+    task = Regression()
+    run = Training(task.module, task.batches, task.loss, task.quality, lambda e: range(10), SETTINGS, tmp_path, lambda d, t: None)
+    run.total = 4  # fewer steps than 1 / warm_up
+    rates = []
+    for step in range(5):
+        run.progress.step = step
+        rates.append(run._rate())
+    assert max(rates) == 1.0 and rates[-1] == pytest.approx(0)
+
+
+def test_a_kill_between_the_best_and_the_state_keeps_them_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of a better evaluation, whose state was never written, must not stand in for those that the state names."""
+    monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
+    first = Regression()
+    first.ends_at = 7
+    with pytest.raises(KeyboardInterrupt):
+        first.train(tmp_path)
+    (tmp_path / "999-best.safetensors").write_bytes(b"of an evaluation that nobody knows of")
+    second = Regression()
+    progress = second.train(tmp_path)
+    assert second.quality() == pytest.approx(progress.best)
 
 
 def test_what_it_leaves_is_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

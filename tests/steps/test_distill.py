@@ -18,6 +18,7 @@ from ioptim.errors import StepError
 from ioptim.shrink import spread
 from ioptim.steps.distill import Distill, Losses, Student
 from ioptim.steps.distill.rows import split
+from ioptim.tasks.image_classification import ImageClassification
 from tests.steps.conftest import HARDWARE, FakeContext, RandomTask, sealed
 
 
@@ -28,6 +29,7 @@ class Classes(RandomTask):
     columns = {"seed": "number", "label": "class"}
     auto_class = "AutoModelForSequenceClassification"
     output = "logits"
+    max_length: int | None = None
 
     def class_ids(self, table: Table, model: ModelArtifact) -> list[int]:
         if "label" not in table.columns:
@@ -111,7 +113,40 @@ def test_losses_of_a_classifier_are_refused_elsewhere() -> None:
     assert found == ["losses on logits and labels are for classifiers; for feature-extraction use embedding, hidden or attention"]
 
 
+def test_the_loss_on_sentence_vectors_is_refused_for_a_classifier() -> None:
+    found = Distill(student=Student(layers=1), losses=Losses(embedding=1.0)).check(where())
+    assert found == ["the loss on embedding is for sentence vectors; for random use logits, hidden, attention or labels"]
+
+
+def test_images_are_refused() -> None:
+    assert Distill(student=Student(layers=1)).check(where(ImageClassification())) == [
+        "distill trains encoders of text; the task is image-classification"
+    ]
+
+
 # Training
+
+
+@pytest.mark.integration
+def test_the_loss_on_attention_is_nothing_for_equal_maps(tiny_bert: ModelArtifact) -> None:
+    """The student in training mode: dropout of its maps would be far from nothing."""
+    import torch
+
+    from ioptim.shrink import cut
+    from ioptim.steps.distill import _Objective
+    from ioptim.torch_model import load_module
+
+    teacher: Any = load_module(tiny_bert, attention="eager")
+    pupil: Any = cut(teacher, [0], None)
+    pupil.config._attn_implementation = "eager"
+    objective = _Objective(teacher, pupil, Losses(attention=1.0), 1.0, "mean")
+    objective.matched = (0,)
+    for part in pupil.modules():
+        if isinstance(part, torch.nn.Dropout) and part.p:
+            part.p = 0.0  # of the embeddings: it changes what the maps are made from
+    feeds = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    assert any(isinstance(p, torch.nn.Dropout) for p in pupil.modules())
+    assert float(objective((feeds, None)).detach()) == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.integration

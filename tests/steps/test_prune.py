@@ -129,6 +129,18 @@ def test_min_count(prune: Callable[..., Any]) -> None:
     assert "outputs on 2 training rows are the same" in outcome.notes[0].text
 
 
+def test_a_count_without_a_vocabulary() -> None:
+    with pytest.raises(ValidationError, match="`min_count` is of the vocabulary, which is not trimmed"):
+        Prune(layers=1, min_count=2)
+
+
+@pytest.mark.integration
+def test_nothing_left_to_compare(prune: Callable[..., Any]) -> None:
+    with pytest.raises(StepError) as caught:
+        prune(vocabulary=True, min_count=100)
+    assert str(caught.value) == "no training row is made of pieces that stay, so nothing can be compared; lower min_count (100)"
+
+
 def test_only_word_pieces() -> None:
     with pytest.raises(StepError) as caught:
         kept_ids({"model": {"type": "BPE", "vocab": {}}}, {}, 1)

@@ -126,11 +126,15 @@ class Distill(Step):
 
     def check(self, where: Where) -> list[str]:
         objections = []
-        if not where.task.auto_class:
-            objections.append(f"distill trains transformers encoders; the task {where.task.task} has none")
+        if not hasattr(where.task, "max_length"):
+            objections.append(f"distill trains encoders of text; the task is {where.task.task}")
+            return objections
         chosen = self.losses or BY_OUTPUT.get(where.task.output)
         if chosen is None:
             objections.append(f"distill knows no default losses for the task {where.task.task}; name them with `losses`")
+        elif where.task.output == "logits" and chosen.embedding:
+            text = "the loss on embedding is for sentence vectors"
+            objections.append(f"{text}; for {where.task.task} use logits, hidden, attention or labels")
         elif where.task.output != "logits" and (chosen.logits or chosen.labels):
             objections.append(f"losses on logits and labels are for classifiers; for {where.task.task} use embedding, hidden or attention")
         return objections
@@ -153,7 +157,7 @@ class Distill(Step):
         table, chosen_by = self._tables(ctx)
         training = Rows.of(table, model, ctx.task, self.batch_size, self.sequence, labels=bool(weights.labels))
         dev = Rows.of(chosen_by, model, ctx.task, DEV_BATCH, self.sequence, labels=False)
-        objective = _Objective(teacher, pupil, weights, self.temperature)
+        objective = _Objective(teacher, pupil, weights, self.temperature, getattr(ctx.task, "pooling", "mean"))
         judge = dev.quality(ctx.task, model, pupil, teacher)
         before = judge()
         run = Training(
@@ -242,9 +246,14 @@ class Distill(Step):
 class _Objective:
     """The weighted sum of the losses on one batch. The teacher answers in the same pass, without gradients."""
 
-    def __init__(self, teacher: Any, pupil: Any, weights: Losses, temperature: float) -> None:
+    def __init__(self, teacher: Any, pupil: Any, weights: Losses, temperature: float, pooling: str) -> None:
         import torch
 
+        self.pooling = pooling
+        if weights.attention:  # transformers returns the maps after their dropout
+            for name, part in pupil.named_modules():
+                if isinstance(part, torch.nn.Dropout) and "attention" in name:
+                    part.p = 0.0
         self.teacher, self.pupil, self.weights, self.temperature = teacher.eval(), pupil, weights, temperature
         self.matched = losses.matched(pupil.config.num_hidden_layers, teacher.config.num_hidden_layers)
         widths = pupil.config.hidden_size, teacher.config.hidden_size
@@ -267,7 +276,7 @@ class _Objective:
             total = total + weights.logits * losses.logits(mine.logits.float(), theirs.logits.float(), self.temperature)
         if weights.embedding:
             states = mine.last_hidden_state.float(), theirs.last_hidden_state.float()
-            total = total + weights.embedding * losses.embedding(*states, mask)
+            total = total + weights.embedding * losses.embedding(*states, mask, self.pooling)
         if weights.hidden:
             pairs = mine.hidden_states[1:], [theirs.hidden_states[i + 1] for i in self.matched]
             total = total + weights.hidden * losses.hidden(*pairs, mask, list(self.projections))

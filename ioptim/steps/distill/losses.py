@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -17,11 +17,12 @@ def logits(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> 
     return functional.kl_div(soft, target, reduction="batchmean", log_target=True) * temperature**2
 
 
-def embedding(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """1 - cosine of the sentence vectors, the masked means of the tokens' (batch, tokens, hidden)."""
+def embedding(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """1 - cosine of the sentence vectors: the masked means of the tokens' (batch, tokens, hidden), or the first's (`cls`)."""
     from torch.nn import functional
 
-    return 1 - functional.cosine_similarity(_mean(student, mask), _mean(teacher, mask)).mean()
+    pairs = [states[:, 0] if pooling == "cls" else _mean(states, mask) for states in (student, teacher)]
+    return 1 - functional.cosine_similarity(*pairs).mean()
 
 
 def hidden(
@@ -42,13 +43,17 @@ def hidden(
 
 
 def attention(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-    """KL divergence of the attention maps of the matched layers (MobileBERT, arXiv:2004.02984), masked rows left out."""
+    """KL divergence of the attention maps of the matched layers (MobileBERT, arXiv:2004.02984), masked rows left out.
+
+    The maps are those after dropout, so the student's attention must have none.
+    """
     import torch
 
     total = torch.zeros(())
     rows = mask[:, None, :].to(torch.float32)  # (batch, 1, queries)
     for mine, theirs in zip(student, teacher, strict=True):
-        kl = (theirs * (theirs.clamp_min(1e-9).log() - mine.clamp_min(1e-9).log())).sum(-1)  # (batch, heads, queries)
+        wanted, given = theirs.float(), mine.float()
+        kl = (wanted * (wanted.clamp_min(1e-9).log() - given.clamp_min(1e-9).log())).sum(-1)  # (batch, heads, queries)
         total = total + (kl * rows).sum() / (rows.sum() * kl.shape[1])
     return total / len(student)
 
@@ -56,10 +61,6 @@ def attention(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], 
 def matched(students: int, teachers: int) -> tuple[int, ...]:
     """For each of the student's layers the teacher's that it is compared with: evenly, the last with the last."""
     return tuple(round((i + 1) * teachers / students) - 1 for i in range(students))
-
-
-def on_device(tensors: Mapping[str, Any], device: Any) -> dict[str, Any]:
-    return {name: value.to(device) for name, value in tensors.items()}
 
 
 def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

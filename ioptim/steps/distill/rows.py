@@ -33,8 +33,8 @@ class Rows:
         Raises:
             StepError: there are no labels where they are wanted.
         """
-        if hasattr(task, "max_length"):
-            task = task.model_copy(update={"max_length": min(longest, task.max_length or longest)})
+        if limit := getattr(task, "longest", None):  # of a task on text
+            task = task.model_copy(update={"max_length": min(longest, limit(model))})
         examples = list(task.examples(table, model))
         classes = task.class_ids(table, model) if labels else None
         places = _alike(examples, batch_size)
@@ -101,7 +101,8 @@ class Quality:
         answers = self._answers(self.pupil)
         if self.reference is None:
             return self.sign * fmean(self.task.score(answers, self.rows.table, self.model)[self.metric])
-        return fmean(_cosine(a[self.task.output], b[self.task.output]) for a, b in zip(answers, self.reference, strict=True))
+        first = getattr(self.task, "pooling", "mean") == "cls"
+        return fmean(_cosine(a[self.task.output], b[self.task.output], first) for a, b in zip(answers, self.reference, strict=True))
 
     def _answers(self, module: Any) -> list[dict[str, Any]]:
         """The output that the task reads, example by example, without padding."""
@@ -129,9 +130,9 @@ def _alike(examples: Sequence[Feeds], batch_size: int) -> list[list[int]]:
     return [by_size[start : start + batch_size] for start in range(0, len(by_size), batch_size)]
 
 
-def _cosine(a: Any, b: Any) -> float:
-    """Of two outputs as flat vectors; of tokens' vectors, of their means."""
+def _cosine(a: Any, b: Any, first: bool) -> float:
+    """Of two outputs as flat vectors; of tokens' vectors, of the first or of their means."""
     import numpy as np
 
-    x, y = (array[0].mean(axis=0) if array.ndim == 3 else array[0] for array in (a, b))
+    x, y = (array[0] if array.ndim < 3 else array[0, 0] if first else array[0].mean(axis=0) for array in (a, b))
     return float(np.dot(x, y) / max(1e-12, float(np.linalg.norm(x) * np.linalg.norm(y))))

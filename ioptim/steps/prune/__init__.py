@@ -19,7 +19,8 @@ from ioptim.steps.prune.vocabulary import kept_ids, trimmed, trimmed_config
 if TYPE_CHECKING:
     import torch
 
-TOKENIZER, TOKENIZER_CONFIG, WORDS, CONFIG = "tokenizer.json", "tokenizer_config.json", "vocab.txt", "config.json"
+TOKENIZER, TOKENIZER_CONFIG, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
+WORDS, CONFIG = "vocab.txt", "config.json"
 MEASURED_ROWS = 256
 """Training rows that importance is measured on."""
 TRIED_ROWS = 32
@@ -54,6 +55,8 @@ class Prune(Step):
     def _something(self) -> Self:
         if not self.vocabulary and self.feed_forward is None and self.layers is None:
             raise ValueError("nothing is pruned: give `vocabulary: true`, `feed_forward` or `layers`")
+        if not self.vocabulary and self.min_count != 1:
+            raise ValueError("`min_count` is of the vocabulary, which is not trimmed: give `vocabulary: true` or leave it out")
         return self
 
     def check(self, where: Where) -> list[str]:
@@ -119,18 +122,25 @@ class Prune(Step):
         counts = Counter(int(number) for example in examples for number in example["input_ids"].ravel())
         kept = kept_ids(tokenizer, counts, self.min_count)
         total = module.config.vocab_size
-        tried = [example for example in examples[:TRIED_ROWS] if all(int(i) in set(kept) for i in example["input_ids"].ravel())]
+        if (model.path / ADDED).is_file():
+            raise StepError(f"{model.path} has {ADDED}, tokens that older tokenizers kept apart; save the tokenizer as {TOKENIZER} alone")
+        stay = set(kept)
+        tried = [example for example in examples if stay.issuperset(example["input_ids"].ravel().tolist())][:TRIED_ROWS]
+        if not tried:
+            raise StepError(f"no training row is made of pieces that stay, so nothing can be compared; lower min_count ({self.min_count})")
         wanted = [_answers(module, example) for example in tried]
         module = keep_words(module, kept)
+        smaller = trimmed(tokenizer, kept)
         _require_same(module, tried, wanted, kept)
-        _write_json(folder / TOKENIZER, trimmed(tokenizer, kept))
+        _require_same_pieces(tokenizer, smaller, tried, kept)
+        _write_json(folder / TOKENIZER, smaller)
         written = [TOKENIZER]
         if (model.path / TOKENIZER_CONFIG).is_file():
             _write_json(folder / TOKENIZER_CONFIG, trimmed_config(json.loads((model.path / TOKENIZER_CONFIG).read_text("utf-8")), kept))
             written.append(TOKENIZER_CONFIG)
         if (model.path / WORDS).is_file():
-            lines = (model.path / WORDS).read_text("utf-8").splitlines()
-            (folder / WORDS).write_text("".join(f"{lines[i]}\n" for i in kept), "utf-8")
+            lines = (model.path / WORDS).read_text("utf-8").removesuffix("\n").split("\n")
+            (folder / WORDS).write_text("".join(f"{lines[i]}\n" for i in kept if i < len(lines)), "utf-8")
             written.append(WORDS)
         text = f"vocabulary: {len(kept):,} of {total:,} word pieces stay; outputs on {len(tried)} training rows are the same"
         return module, [Note(text=text)], written
@@ -184,6 +194,24 @@ def _require_same(module: Any, examples: Sequence[Mapping[str, Any]], wanted: Se
         difference = float((_answers(module, {**example, "input_ids": ids}) - answer).abs().max() / answer.abs().max())
         if not difference <= TOLERANCE:
             raise StepError(f"after the vocabulary was trimmed an output differs by {difference:.2g} of its largest value; none may")
+
+
+def _require_same_pieces(old: Mapping[str, Any], new: Mapping[str, Any], examples: Sequence[Any], kept: Sequence[int]) -> None:
+    """The new tokenizer must cut what the old one says of these rows into the same pieces.
+
+    Raises:
+        StepError: it does not.
+    """
+    from tokenizers import Tokenizer
+
+    before, after = (Tokenizer.from_str(json.dumps(content)) for content in (old, new))
+    for example in examples:
+        text = before.decode(example["input_ids"].ravel().tolist())
+        for tokenizer in (before, after):
+            tokenizer.no_padding()
+        known = before.encode(text)
+        if set(known.ids) <= set(kept) and known.tokens != after.encode(text).tokens:
+            raise StepError(f"the trimmed tokenizer cuts {text[:80]!r} into other pieces than before")
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

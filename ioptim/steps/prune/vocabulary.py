@@ -53,4 +53,4 @@ def trimmed_config(config: Mapping[str, Any], kept: list[int]) -> dict[str, Any]
     added = config.get("added_tokens_decoder")
     if not added:
         return dict(config)
-    return {**config, "added_tokens_decoder": {places[number]: token for number, token in added.items()}}
+    return {**config, "added_tokens_decoder": {places[number]: token for number, token in added.items() if number in places}}
