@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ioptim.errors import StepError
 from ioptim.onnx_canonical import canonicalize
+from ioptim.onnx_tokens import narrow
 
 if TYPE_CHECKING:
     import onnx
@@ -25,8 +27,28 @@ FUSED_OPS = (
 )
 """Operators that a fusion puts in place of several; `Gelu` counts too, since up to opset 19 only a fusion makes one."""
 
+LOSING_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
+"""Optimizers of ONNX Runtime that cost time on the CPU, where SkipLayerNormalization and BiasGelu have slow kernels. Measured by
+`benchmarks/fusions.py`."""
+
 PROTOBUF_LIMIT_BYTES = 2 * 1024**3
 """Above this a model cannot be one protobuf file: its weights lie in a file beside it."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What became of a graph: fused nodes by operator, and how many nodes compute the one token that is read instead of all."""
+
+    counts: Mapping[str, int]
+    narrowed: int
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def __str__(self) -> str:
+        """`5 Attention, 6 Gelu; 12 nodes compute only the token that is read`."""
+        names = ", ".join(f"{count} {op}" for op, count in sorted(self.counts.items()))
+        return f"{names}; {self.narrowed} nodes compute only the token that is read" if self.narrowed else names
 
 
 def load_graph(path: Path, *, weights: bool = True) -> onnx.ModelProto:
@@ -66,18 +88,22 @@ def count_ops(path: Path) -> dict[str, int]:
 
 
 def fuse_transformer(
-    source: Path, destination: Path, *, model_type: str = "bert", num_heads: int = 0, hidden_size: int = 0
-) -> dict[str, int]:
-    """Fuse attention, layer normalization, gelu and embeddings; write the model and count the fused nodes by operator.
+    source: Path, destination: Path, *, model_type: str = "bert", num_heads: int = 0, hidden_size: int = 0, cpu: bool = True
+) -> Fused:
+    """Fuse attention, gelu and embeddings; write the model and say what fused.
 
     The result computes the same function in fp32 with contrib operators that only ONNX Runtime has. Nothing is written when
-    nothing fused: the counts are then empty. A six-layer BERT has {"Attention": 6, "BiasGelu": 6,
-    "EmbedLayerNormalization": 1, "SkipLayerNormalization": 12}.
+    nothing fused. A six-layer BERT has {"Attention": 6, "EmbedLayerNormalization": 1, "Gelu": 6}.
+
+    On the CPU two things differ from what ONNX Runtime does for every device: normalization is not fused with the sum before it, nor
+    gelu with its bias (`LOSING_FUSIONS`), and where one token alone is read, the last layer computes that token alone
+    (`ioptim.onnx_tokens`): one Attention is then a MultiHeadAttention.
 
     Args:
         model_type: an optimizer of ONNX Runtime; `bert` serves encoders of BERT's kind and vision transformers.
         num_heads: 0 to read it from the graph, which works where heads are split by a Reshape.
         hidden_size: 0 likewise.
+        cpu: whether the result is to run on the CPU; with False everything is fused that ONNX Runtime can fuse.
 
     Raises:
         StepError: the file is not ONNX, or the library failed on it.
@@ -91,6 +117,8 @@ def fuse_transformer(
     if num_heads == 0:
         num_heads, hidden_size = heads, width
     options = FusionOptions(model_type)
+    if cpu:
+        options.enable_skip_layer_norm = options.enable_bias_skip_layer_norm = options.enable_bias_gelu = False
     try:
         fused = optimize_by_fusion(model, model_type, num_heads=num_heads, hidden_size=hidden_size, optimization_options=options)
     except (IndexError, KeyError, AssertionError, AttributeError, TypeError, ValueError) as error:
@@ -100,11 +128,26 @@ def fuse_transformer(
     if all(opset.domain != "com.microsoft" for opset in model.opset_import):
         model.opset_import.add(domain="com.microsoft", version=1)
     del model.graph.value_info[:]  # shapes of values that are gone; kept, they contradict the ones inferred later
+    narrowed = narrow(model) if cpu else 0
     after = Counter(node.op_type for node in model.graph.node)
     counts = {op: after[op] - before[op] for op in FUSED_OPS if after[op] > before[op]}
     if counts:
         save_graph(model, destination)
-    return counts
+    return Fused(counts, narrowed)
+
+
+def keep_apart(path: Path) -> None:
+    """Write the sums before normalizations of a compiled graph as Sum, which is as fast as Add and fuses with nothing.
+
+    Whoever opens the file with ONNX Runtime's default options would else have them fused again, and lose what compiling won.
+    """
+    model = load_graph(path)
+    normalized = {node.input[0] for node in model.graph.node if node.op_type == "LayerNormalization"}
+    sums = [node for node in model.graph.node if node.op_type == "Add" and node.output[0] in normalized]
+    for node in sums:
+        node.op_type = "Sum"
+    if sums:
+        save_graph(model, path)
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -1,4 +1,4 @@
-"""Files that are not ONNX are told apart, and only what provably is a padding mask is fused as one."""
+"""Files that are not ONNX are told apart; only what provably is a padding mask is fused as one; unread tokens are not computed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ PADDING = [
 
 def test_a_padding_mask_is_fused_however_it_is_spelled(tmp_path: Path) -> None:
     plain, fused = _attention(tmp_path, PADDING), tmp_path / "fused.onnx"
-    assert fuse_transformer(plain, fused)["Attention"] == 1
+    assert fuse_transformer(plain, fused).counts["Attention"] == 1
     _require_same(plain, fused)
 
 
@@ -84,13 +84,41 @@ def test_a_padding_mask_is_fused_however_it_is_spelled(tmp_path: Path) -> None:
 )
 def test_any_other_mask_is_left_alone(tmp_path: Path, mask: list[Any]) -> None:
     plain, fused = _attention(tmp_path, mask), tmp_path / "fused.onnx"
-    counts = fuse_transformer(plain, fused)
-    assert counts and "Attention" not in counts
+    assert fuse_transformer(plain, fused, cpu=False).counts == {"SkipLayerNormalization": 1}
     _require_same(plain, fused)
 
 
-def _attention(folder: Path, mask: list[Any]) -> Path:
-    """One layer of self-attention on embeddings, with a residual and two normalizations; `mask` computes `added`."""
+@pytest.mark.parametrize("token", [0, 2, -1])
+def test_of_a_layer_whose_one_token_is_read_only_that_one_is_computed(tmp_path: Path, token: int) -> None:
+    plain, fused = _attention(tmp_path, PADDING, token), tmp_path / "fused.onnx"
+    found = fuse_transformer(plain, fused)
+    assert found.counts == {"MultiHeadAttention": 1}
+    assert found.narrowed == 5  # attention, product, bias, residual, normalization
+    assert str(found) == "1 MultiHeadAttention; 5 nodes compute only the token that is read"
+    _require_same(plain, fused)
+
+
+def test_a_layer_that_is_an_output_is_computed_whole(tmp_path: Path) -> None:
+    plain, fused = _attention(tmp_path, PADDING, 0), tmp_path / "fused.onnx"
+    model = load_graph(plain)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("y", 1, ["batch", "sequence", WIDTH]))
+    save_graph(model, plain)
+    found = fuse_transformer(plain, fused)
+    assert (found.counts, found.narrowed) == ({"Attention": 1}, 0)
+    _require_same(plain, fused)
+
+
+def test_for_a_gpu_every_fusion_is_made_and_every_token_computed(tmp_path: Path) -> None:
+    plain, fused = _attention(tmp_path, PADDING, 0), tmp_path / "fused.onnx"
+    found = fuse_transformer(plain, fused, cpu=False)
+    assert (found.counts, found.narrowed) == ({"Attention": 1, "SkipLayerNormalization": 1}, 0)
+
+
+def _attention(folder: Path, mask: list[Any], token: int | None = None) -> Path:
+    """One layer of self-attention on embeddings, with a residual and two normalizations; `mask` computes `added`.
+
+    With `token` the output is that token alone.
+    """
     from onnx import helper, numpy_helper
 
     draw = np.random.default_rng(0)
@@ -126,6 +154,10 @@ def _attention(folder: Path, mask: list[Any]) -> Path:
     ]
     inputs = [helper.make_tensor_value_info(name, 7, ["batch", "sequence"]) for name in ("ids", "mask")]
     outputs = [helper.make_tensor_value_info("y", 1, ["batch", "sequence", WIDTH])]
+    if token is not None:
+        weights["token"] = np.array(token)
+        nodes.append(helper.make_node("Gather", ["y", "token"], ["read"], "read", axis=1))
+        outputs = [helper.make_tensor_value_info("read", 1, ["batch", WIDTH])]
     graph = helper.make_graph(nodes, "attention", inputs, outputs, [numpy_helper.from_array(v, n) for n, v in weights.items()])
     path = folder / "plain.onnx"
     save_graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)

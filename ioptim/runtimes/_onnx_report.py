@@ -56,7 +56,7 @@ def is_quantized(ops: Counts) -> bool:
 
 
 def listed(ops: Counts) -> str:
-    """`6 Attention, 12 SkipLayerNormalization`."""
+    """`6 Attention, 6 Gelu`."""
     return ", ".join(f"{count} {op}" for op, count in sorted(ops.items()))
 
 

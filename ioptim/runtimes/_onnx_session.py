@@ -40,11 +40,12 @@ def library() -> Any:
     return onnxruntime
 
 
-def create(path: Path, options: Any, providers: list[Any]) -> Any:
+def create(path: Path, options: Any, providers: list[Any], left_out: tuple[str, ...] = ()) -> Any:
+    """A session; the optimizers named in `left_out` do not touch its graph."""
     ort = library()
     try:
         # Without this, Python's wrapper would start again on the CPU by itself when a provider fails.
-        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0, disabled_optimizers=list(left_out))
     except _refusals() as error:
         raise StepError(f"ONNX Runtime {ort.__version__} refused {path}: {error}") from error
 

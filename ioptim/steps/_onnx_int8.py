@@ -175,10 +175,9 @@ def _simplified(source: Path, scratch: Path, fuse: bool) -> tuple[Path, tuple[No
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = scratch / "prepared.onnx"
-    counts = fuse_transformer(source, prepared) if fuse else {}
-    if counts:
-        names = ", ".join(f"{count} {op}" for op, count in counts.items())
-        notes = [Note(text=f"fused before quantization: {names}")]
+    fused = fuse_transformer(source, prepared) if fuse else None
+    if fused:
+        notes = [Note(text=f"fused before quantization: {fused}")]
         ops = count_ops(prepared)
         if "Softmax" in ops and "Attention" not in ops:
             text = "attention did not fuse, so its products are not quantized together; expect less speed"
@@ -189,13 +188,13 @@ def _simplified(source: Path, scratch: Path, fuse: bool) -> tuple[Path, tuple[No
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
     graph = load_graph(prepared)
     name_nodes(graph)
-    if counts:
+    if fused:
         graph.ClearField("metadata_props")
     else:
         # The dynamo exporter's shapes of values; they contradict what the quantizer infers after it has changed a node.
         del graph.graph.value_info[:]
     save_graph(graph, prepared)
-    return prepared, tuple(notes), counts
+    return prepared, tuple(notes), dict(fused.counts) if fused else {}
 
 
 def _ranges(options: Int8Options, path: Path, kinds: Sequence[str], reading: Sequence[Feeds], ctx: Context, scratch: Path) -> Any:

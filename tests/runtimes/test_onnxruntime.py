@@ -80,15 +80,16 @@ def test_fusions_of_a_bert(bert: ModelArtifact, compiled: Callable, target_of: C
     assert fused == {
         "fused_nodes.Attention": 2,
         "fused_nodes.EmbedLayerNormalization": 1,
-        "fused_nodes.SkipLayerNormalization": 4,
-        "fused_nodes.BiasGelu": 2,
+        "fused_nodes.Gelu": 2,
     }
-    assert outcome.metrics["nodes_after"] < outcome.metrics["nodes_before"] / 3
+    assert outcome.metrics["nodes_after"] < outcome.metrics["nodes_before"] / 2
     assert 0 <= outcome.metrics["fusion_max_difference"] < 1e-4
-    assert outcome.notes[0].text == "fused: 2 Attention, 2 BiasGelu, 1 EmbedLayerNormalization, 4 SkipLayerNormalization"
+    assert outcome.notes[0].text == "fused: 2 Attention, 1 EmbedLayerNormalization"
     rows = {row[0]: row[1:] for row in outcome.tables[0].rows}
     assert rows["Softmax"] == (2, 0)
     assert rows["Attention"] == (0, 2)
+    assert rows["LayerNormalization"] == (5, 4), "not fused with the sums before it: that kernel is slow on a CPU"
+    assert rows["Sum"] == (0, 4), "nor would they fuse for anyone who opens the file with default options"
     plain = OnnxRuntime(graph_optimization="off", fusions=False).open(bert, target_of(OnnxRuntime()))
     mask = np.array([[1] * 9, [1] * 6 + [0] * 3])
     feeds = {"input_ids": np.arange(18).reshape(2, 9), "attention_mask": mask}

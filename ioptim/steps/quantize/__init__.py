@@ -100,7 +100,7 @@ class Quantize(Step):
     )
     fuse: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="fuse attention, layer normalization and gelu first; auto does it for int8-dynamic when every target is ONNX Runtime",
+        description="fuse attention, gelu and embeddings first; auto does it for int8-dynamic when every target is ONNX Runtime",
     )
     activation_type: Literal["auto", "uint8", "int8"] = Field(
         "auto", description="type of static activations; auto is int8 for TensorRT, which takes no other, else uint8"
