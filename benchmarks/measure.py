@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -69,17 +70,16 @@ def ioptim(*arguments: str, home: Path | None = None) -> Timed:
     return timed([*command, *arguments], env)
 
 
-def sst2(model: Path, data: Path, *more: str) -> list[str]:
-    """Arguments that run the SST-2 recipe on a local checkpoint and local rows."""
-    local = {
-        "model.source": model.absolute(),
-        "data.calibration.source": data.absolute() / "dev.tsv",
-        "data.calibration.split": "null",
-        "data.validation.source": data.absolute() / "test.tsv",
-        "data.validation.split": "null",
-    }
+FILES = {"training": "train.tsv", "calibration": "dev.tsv", "validation": "test.tsv"}
+
+
+def sst2(model: Path, data: Path, *more: str, recipe: str = "recipes/bert-sst2-int8.yaml", other: str = "calibration") -> list[str]:
+    """Arguments that run a recipe for SST-2 on a local checkpoint and local rows; `other` is the role it has beside validation."""
+    local = {"model.source": model.absolute()}
+    for role in (other, "validation"):
+        local |= {f"data.{role}.source": data.absolute() / FILES[role], f"data.{role}.split": "null"}
     values = [*(f"{key}={value}" for key, value in local.items()), *more]
-    return ["recipes/bert-sst2-int8.yaml", *(word for value in values for word in ("--set", value))]
+    return [recipe, *(word for value in values for word in ("--set", value))]
 
 
 def require(*folders: Path) -> None:
@@ -93,6 +93,36 @@ def pins(*names: str) -> list[str]:
     """The versions that this project is tested with, so that a peer runs on the same libraries."""
     lines = (REPO / "constraints.txt").read_text().splitlines()
     return [line for name in names for line in lines if line.startswith(f"{name}==")]
+
+
+class PlainProcess:
+    """`plain_session.py` on one model, under any interpreter. It is stopped between its turns, so that no thread of it spins."""
+
+    def __init__(self, argument: Mapping[str, Any], python: str = sys.executable) -> None:
+        command = [python, str(REPO / "benchmarks/plain_session.py"), json.dumps(argument)]
+        env = {**os.environ, **OFFLINE}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+    @classmethod
+    def of_artifact(cls, folder: Path, rows: Path, threads: int) -> PlainProcess:
+        """On an ONNX model in ioptim's store."""
+        model = folder / json.loads((folder / "artifact.json").read_text())["entry"]
+        return cls({"model": str(model), "tokenizer": str(folder / "tokenizer.json"), "rows": str(rows), "threads": threads})
+
+    def ask(self, method: str, argument: Any) -> Any:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.send_signal(signal.SIGCONT)
+        self.process.stdin.write(json.dumps({method: argument}) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(map(str, self.process.args))} ended with {self.process.wait()}")  # type: ignore[arg-type]
+        self.process.send_signal(signal.SIGSTOP)
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

@@ -10,17 +10,14 @@ than 2.2 times as fast as fp32, or its accuracy is outside the gate.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import measure
-from measure import OthersShare, ioptim, machine, table
+from measure import OthersShare, PlainProcess, ioptim, machine, table
 from plain_session import TIMED_ROWS
 
 WANTED = 2.2
@@ -56,40 +53,20 @@ def run_ioptim(args: argparse.Namespace, home: Path) -> Any:
 
 def run_plain(files: Mapping[str, Path], rows: Path, threads: int, rounds: int) -> dict[str, dict[str, Any]]:
     """Blocks of every model in turns, and its accuracy, by the library alone."""
-    subjects = {name: _Process(folder, rows, threads) for name, folder in files.items()}
+    subjects = {name: PlainProcess.of_artifact(folder, rows, threads) for name, folder in files.items()}
+    blocks: dict[str, list[list[float]]] = {name: [] for name in files}
     try:
         for subject in subjects.values():
             subject.ask("block", 3 * TIMED_ROWS)  # warm
         others = OthersShare([subject.process.pid for subject in subjects.values()])
         for i in range(rounds):
-            for subject in list(subjects.values())[:: 1 if i % 2 == 0 else -1]:
-                subject.blocks.append(subject.ask("block", LEAD_IN + TIMED_ROWS)[LEAD_IN:])
+            for name in list(subjects)[:: 1 if i % 2 == 0 else -1]:
+                blocks[name].append(subjects[name].ask("block", LEAD_IN + TIMED_ROWS)[LEAD_IN:])
         print(f"\nCPU time that other processes took during the check with the library: {others.percent():.0f} %")
-        return {name: {"blocks": subject.blocks, "accuracy": subject.ask("accuracy", True)} for name, subject in subjects.items()}
+        return {name: {"blocks": blocks[name], "accuracy": subject.ask("accuracy", True)} for name, subject in subjects.items()}
     finally:
         for subject in subjects.values():
             subject.close()
-
-
-class _Process:
-    """`plain_session.py` on one model. It waits for its turn on its standard input."""
-
-    def __init__(self, folder: Path, rows: Path, threads: int) -> None:
-        model = folder / json.loads((folder / "artifact.json").read_text())["entry"]
-        script = Path(__file__).with_name("plain_session.py")
-        command = [sys.executable, str(script), str(model), str(folder / "tokenizer.json"), str(rows), str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.blocks: list[list[float]] = []
-
-    def ask(self, method: str, argument: Any) -> Any:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps({method: argument}) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 def report(document: Any, steps: Mapping[str, Any], plain: Mapping[str, Mapping[str, Any]]) -> int:

@@ -98,15 +98,15 @@ def report(taken: Mapping[str, Taken]) -> int:
     return 0 if ratio <= 1 else 1
 
 
-def environment(venv: Path) -> Path:
-    """The interpreter of an environment that has Olive in it; made when it is not there."""
+def environment(venv: Path, requirements_in_order: Sequence[Sequence[str]] = REQUIREMENTS) -> Path:
+    """The interpreter of an environment that has a peer in it, Olive when left out; made when it is not there."""
     python, complete = venv / "bin/python", venv / ".complete"
-    wanted = json.dumps(REQUIREMENTS)
+    wanted = json.dumps(requirements_in_order)
     if complete.is_file() and complete.read_text() == wanted:
         return python
-    print(f"installing Olive into {venv} ...", file=sys.stderr)
+    print(f"installing into {venv} ...", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    for requirements in REQUIREMENTS:
+    for requirements in requirements_in_order:
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *requirements], check=True)
     complete.write_text(wanted)
     return python

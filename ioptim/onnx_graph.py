@@ -29,7 +29,7 @@ FUSED_OPS = (
 
 LOSING_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
 """Optimizers of ONNX Runtime that cost time on the CPU, where SkipLayerNormalization and BiasGelu have slow kernels. Measured by
-`benchmarks/fusions.py`."""
+`benchmarks/peers.py`."""
 
 PROTOBUF_LIMIT_BYTES = 2 * 1024**3
 """Above this a model cannot be one protobuf file: its weights lie in a file beside it."""
