@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ioptim import timing
+from ioptim import non_finite, timing
 from ioptim.core import slices
 from ioptim.core.artifact import ModelArtifact
 from ioptim.core.gate import Gate
@@ -55,7 +55,7 @@ class Validate(MeasuringStep):
     metric for every model. The samples say which slice each row is in, so that a gate with `slices` can be added later.
 
     Raises:
-        StepError: an output holds NaN (names the model, the output and the row), a batch that the model does not take, a gate's
+        StepError: an output holds NaN (names the model, the output, the row and the layer), a batch that the model does not take, a gate's
             `slices` that the rows do not have.
     """
 
@@ -141,7 +141,7 @@ def _run_model(name: str, model: ModelArtifact, table: Table, batch_size: int, c
         for places in _batches(examples, batch_size):
             batch = examples[places[0]] if len(places) == 1 else ctx.task.collate([examples[i] for i in places], model)
             for i, output in zip(places, _split(name, session.run(batch), len(places)), strict=True):
-                _check_numbers(name, output, table.rows[i // per_row])
+                _check_numbers(name, output, table.rows[i // per_row], model, batch)
                 outputs[i] = output
             ran += len(places)
             if ran * 100 >= (told + 1) * len(examples):  # at most a hundred messages per model
@@ -183,13 +183,9 @@ def _split(name: str, outputs: Mapping[str, np.ndarray], count: int) -> Iterator
         yield {key: array if count == 1 else array[i : i + 1] for key, array in outputs.items()}
 
 
-def _check_numbers(name: str, output: Outputs, row: str) -> None:
-    import numpy as np
-
-    for key, array in output.items():
-        if array.dtype.kind == "f" and np.isnan(array).any():
-            holes = int(np.isnan(array).sum())
-            raise StepError(f"{name}: the output {key!r} is not a number (NaN) for {row}, in {holes} of its {array.size} values")
+def _check_numbers(name: str, output: Outputs, row: str, model: ModelArtifact, feeds: Feeds) -> None:
+    if said := non_finite.holes(output):
+        raise StepError(f"{name}: {said} for {row}{non_finite.begins(model, feeds)}")
 
 
 # --- scoring

@@ -16,6 +16,7 @@ from ioptim.core.artifact import Format, ModelArtifact, TensorSpec, seal
 from ioptim.core.gate import Gate, GateResult, Verdict
 from ioptim.core.runtime import Target
 from ioptim.core.task import Table
+from ioptim.errors import StepError
 from ioptim.gates import judge
 from ioptim.runtimes.onnxruntime import OnnxRuntime
 from ioptim.steps.validate import Validate
@@ -141,6 +142,15 @@ def test_a_layer_perturbed_until_accuracy_falls_is_failed_by_the_accuracy_gate(c
     assert result.estimate > 0.05 and result.interval is not None and result.interval[0] > 0.05
     assert result.reason.startswith(f"accuracy of int8 fell by {result.estimate:.4g} against source (")
     assert result.reason.endswith(", 800 rows): outside max_drop 0.05")
+
+
+def test_a_weight_that_is_no_number_is_named_with_its_layer(classifier: Make, rows: Table, tmp_path: Path) -> None:
+    with pytest.raises(StepError) as raised:
+        verdict(PLAIN, classifier(), classifier(noise=float("nan")), rows, tmp_path)
+    assert str(raised.value) == (
+        "int8: the output 'logits' is not a number (NaN) in 2 of its 2 values for rows.tsv:2;"
+        " NaN begins in the layer 'turned' (MatMul), whose weight 'first' is not finite"
+    )
 
 
 def test_a_defect_on_long_inputs_passes_on_average_and_is_caught_by_the_slices(classifier: Make, rows: Table, tmp_path: Path) -> None:

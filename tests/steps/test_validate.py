@@ -218,7 +218,7 @@ def test_nan_in_an_output_names_model_output_and_row(tmp_path: Path) -> None:
 
     with pytest.raises(StepError) as raised:
         run(tmp_path, source=parity, int8=broken)
-    assert str(raised.value) == "int8: the output 'logits' is not a number (NaN) for test.tsv:4, in 2 of its 2 values"
+    assert str(raised.value) == "int8: the output 'logits' is not a number (NaN) in 2 of its 2 values for test.tsv:4"
 
 
 def test_sessions_are_closed_when_a_model_fails(tmp_path: Path) -> None:

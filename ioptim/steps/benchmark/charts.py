@@ -35,7 +35,8 @@ def _latencies(scenario: Scenario, taken: Taken) -> ChartFigure:
         x_label="model",
         y_label=f"milliseconds of {_WHAT[scenario]}",
         series=tuple(series),
-        note="Every call counts: a second hump is often another input length, a long tail another process on the machine.",
+        note="All calls of all blocks: a second hump is often another input length, a long tail another process on the machine. In the"
+        " tables and verdicts a percentile is taken block by block, and the median of the blocks is shown.",
     )
 
 
