@@ -16,6 +16,10 @@ Tones = Mapping[str, int]
 """Which colour a model has in the whole report, by name."""
 MOST_BARS = 30
 MOST_ROWS = 500
+_CROWD = 12
+"""Points of a series from which on they are drawn to be seen through."""
+_EDGED: Mapping[str, Any] = {"opacity": 0.85, "line": {"color": "--card", "width": 1}}
+_SHEER: Mapping[str, Any] = {"opacity": 0.55, "line": {"width": 0}}
 _NAME, _SHORT_NAME = 34, 18
 """Letters of a bar's name that a wide and a narrow screen have room for."""
 
@@ -73,12 +77,13 @@ def _points(chart: ChartFigure, colours: Sequence[str]) -> Plot:
 
 def _scatter(series: Series, colour: str, symbol: str, dash: str, labels: tuple[str, str]) -> dict[str, Any]:
     measured = _measured(series)
+    crowded = len(series.y) > _CROWD  # an edge in the page's colour keeps a few apart, and hides the most of many
     trace: dict[str, Any] = {
         "type": "scatter",
         "x": [said(x) if isinstance(x, str) else x for x in series.x],
         "y": list(series.y),
         "mode": "+".join(["lines"] * series.line + ["markers"] * measured),
-        "marker": {"color": colour, "symbol": symbol or SYMBOLS[0], "size": 9, "opacity": 0.85, "line": {"color": "--card", "width": 1}},
+        "marker": {"color": colour, "symbol": symbol or SYMBOLS[0], "size": 9, **(_SHEER if crowded else _EDGED)},
         "hoverinfo": "text",
         "hovertext": [_told(series, i, labels) for i in range(len(series.y))],
     }

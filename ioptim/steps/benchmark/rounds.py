@@ -83,9 +83,7 @@ class Taken:
         notes = []
         for name, warm_up in self.warm_ups.items():
             if not warm_up.stable:
-                last = ", ".join(f"{median * 1e3:.3g}" for median in warm_up.medians[-timing.STABLE_BLOCKS :])
-                text = f"{self.scenario}: {name} was not stable within {timing.TOLERANCE:.0%} after {len(warm_up.medians)} warm-up blocks"
-                notes.append(Note(text=f"{text} (last medians {last} ms); its figures carry that noise", level=Level.WARNING))
+                notes.append(Note(text=f"{self.scenario}: {_noise(name, warm_up.medians)}", level=Level.WARNING))
         return notes
 
     def _unfinished(self) -> list[Note]:
@@ -177,6 +175,16 @@ class Rounds:
         else:
             n -= n % in_a_pass
         return Asked(self.scenario, n, batch_size, lead_in)
+
+
+def _noise(name: str, medians: Sequence[float]) -> str:
+    n = len(medians)
+    last = ", ".join(f"{ms:.3g}" if (ms := median * 1e3) < 1000 else f"{ms:.0f}" for median in medians[-timing.STABLE_BLOCKS :])
+    if n < timing.STABLE_BLOCKS:
+        blocks = f"{n} warm-up block{'s' if n > 1 else ''}"
+        return f"{name} had time for {blocks} ({last} ms), too few to tell whether it was stable; its figures may carry that noise"
+    text = f"{name} was not stable within {timing.TOLERANCE:.0%} after {n} warm-up blocks"
+    return f"{text} (last medians {last} ms); its figures carry that noise"
 
 
 def _typical(subject: Subject, asked: Asked) -> list[float]:
