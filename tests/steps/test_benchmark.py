@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ioptim import hardware
+from ioptim import hardware, timing
 from ioptim.core.artifact import Format, ModelArtifact, seal
 from ioptim.core.gate import Gate
 from ioptim.core.metrics import Kind, Samples
 from ioptim.core.step import ChartFigure, Level, Outcome
 from ioptim.errors import StepError, UnavailableError
+from ioptim.gates import judge
 from ioptim.loadgen import Scenario
 from ioptim.plan import missing_text
 from ioptim.steps.benchmark import Benchmark
@@ -203,6 +204,23 @@ def test_intervals_are_those_that_gates_judge_by(measured: tuple[Outcome, FakeCo
     assert intervals.title == "Intervals at 0.95 confidence"
     assert ("latency_p50_ms", "compile", 2.03, 2.03, 2.03, 8) in intervals.rows
     assert ("latency_p90_ms", "compile", 2.06, None, None, 1) in intervals.rows  # 32 samples make one block for p90
+
+
+def test_every_figure_is_what_a_verdict_says_of_it(tmp_path: Path) -> None:
+    """The median of the blocks: a third of them on a busy machine moves neither, and the calls of all blocks together have another p90."""
+    step = Benchmark(blocks=9, duration_s=3, rows=4, batch_size=2)
+    source, compiled = artifact(tmp_path / "source", seconds=0.004), artifact(tmp_path / "int8", seconds=0.002, slow_every=3)
+    outcome, _ = measure(step, tmp_path / "out", {"compile": compiled}, {"source": source})
+    judged = [each for each in outcome.samples if each.kind is Kind.BLOCKS and each.values["compile"]]
+    assert [each.metric.name for each in judged] == ["latency_p50_ms", "latency_p90_ms", "latency_mean_ms", "throughput_per_s"]
+    for each in judged:
+        gate = Gate(metric=each.metric.name, max_ratio=100)
+        (result,) = judge(gate, outcome.samples, ["compile"])
+        assert outcome.subjects["compile"][each.metric.name] == result.candidate_value
+        assert outcome.subjects["source"][each.metric.name] == result.baseline_value
+    assert outcome.subjects["compile"]["latency_p90_ms"] == pytest.approx(2 * 1.03)
+    calls = [call for each in chart(outcome, "Latency, single-stream").series if each.name == "compile" for call in each.y]
+    assert timing.percentile([y for y in calls if y is not None], 0.9) == pytest.approx(20, rel=0.1)
 
 
 def test_charts_are_small_and_hold_every_model(tmp_path: Path) -> None:
