@@ -119,6 +119,14 @@ def _worst(states: Iterable[State]) -> State:
     return max(states, default=State.FINITE)
 
 
+def nan_weights(path: Path) -> list[str]:
+    """Names of an ONNX file's weights that hold NaN. An infinite one may be a mask."""
+    from onnx import numpy_helper
+
+    tensors = load_graph(path).graph.initializer
+    return [tensor.name for tensor in tensors if state_of(numpy_helper.to_array(tensor)) is State.NAN]
+
+
 # --- ONNX: every node's results become outputs
 
 

@@ -376,6 +376,21 @@ def test_cost_of_a_million_rows_at_the_offline_throughput(tmp_path: Path) -> Non
     assert len(sample(outcome, "cost_per_million").values["compile"]) == 8
 
 
+def test_gates_that_can_never_be_decided_are_objected_to() -> None:
+    gates = (
+        Gate(metric="latency_p50_ms", max_drop=0.1),
+        Gate(metric="size_bytes", min_speedup=2),
+        Gate(metric="throughput_per_s", min_speedup=2, confidence=0.99),
+        Gate(metric="size_bytes", max_ratio=1),
+    )
+    where = SimpleNamespace(targets=[])
+    assert Benchmark(blocks=7, gates=gates).check(where) == [  # type: ignore[arg-type]
+        "gate on latency_p50_ms: max_drop does not fit this metric; use one of max_ratio, min_ratio, min_speedup, min_value, max_value",
+        "gate on size_bytes: min_speedup does not fit this metric; use one of max_ratio, min_ratio, min_value, max_value",
+        "gate on throughput_per_s: 7 blocks can never decide at 99 % confidence; set blocks to 8 or more",
+    ]
+
+
 def test_a_gate_on_the_cost_needs_a_price() -> None:
     step = QUICK.model_copy(update={"gates": (Gate(metric="cost_per_million", max_value=1),)})
     where = SimpleNamespace(targets=(SimpleNamespace(name="cpu", price_per_hour=None), SimpleNamespace(name="gpu", price_per_hour=2.0)))

@@ -184,6 +184,14 @@ def test_notes_count_changed_rows_and_pass_on_what_was_cut(tmp_path: Path) -> No
     ]
 
 
+def test_rows_that_repeat_others_are_counted(tmp_path: Path) -> None:
+    again = Table(columns={name: [*column, column[0]] for name, column in TABLE.columns.items()}, rows=(*TABLE.rows, "again"), origin="t")
+    ctx = FakeContext(tmp_path, {"source": FakeSession(parity), "int8": FakeSession(parity)}, ["int8"], again)
+    notes = Validate().run(ctx.candidates["int8"], ctx).notes  # type: ignore[arg-type]
+    text = "1 of 7 rows repeat another: they are no further evidence, and intervals are narrower than they should be"
+    assert (notes[0].text, notes[0].level) == (text, Level.WARNING)
+
+
 def test_changed_rows_are_shown_losses_first(tmp_path: Path) -> None:
     outcome, _ = run(tmp_path, source=parity, int8=afraid_of_v)
     changed = outcome.tables[1]

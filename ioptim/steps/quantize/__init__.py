@@ -149,6 +149,8 @@ class Quantize(Step):
 
     def run(self, model: ModelArtifact, ctx: Context) -> Outcome:
         spec = SCHEMES[self.scheme]
+        if broken := non_finite.nan_weights(model.model_path):
+            raise StepError(f"weights of the model to quantize hold NaN: {_outputs.listed(broken)}. They have no int8 or float16 form")
         out = ctx.out / "model"
         out.mkdir()
         with _outputs.scratch_folder(ctx.out) as scratch:

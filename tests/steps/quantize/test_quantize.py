@@ -351,6 +351,21 @@ def test_a_model_that_computes_no_numbers_is_refused(make_onnx: Callable[..., Mo
         run(model, context(), scheme="int8-dynamic", per_channel=False)
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "float16"])
+def test_weights_that_hold_nan_are_named(
+    make_onnx: Callable[..., ModelArtifact], context: Callable[..., Any], scheme: str
+) -> None:
+    import numpy as np
+    from onnx import helper
+
+    weight = np.full((4, 4), np.nan, np.float32)
+    model = make_onnx([helper.make_node("MatMul", ["x", "w"], ["y"], "m")], {"w": weight}, {"x": 4}, {"y": 4})
+    message = "weights of the model to quantize hold NaN: w. They have no int8 or float16 form"
+    with pytest.raises(StepError, match=message):
+        run(model, context(), scheme=scheme)
+
+
 def test_a_layer_the_quantizer_left_is_told_apart() -> None:
     assert Layer("a", "MatMul", "w", LEFT).unsupported
     assert not Layer("a", "MatMul", "w", EXCLUDED).unsupported
