@@ -82,7 +82,7 @@ def _scatter(series: Series, colour: str, symbol: str, dash: str, labels: tuple[
         "type": "scatter",
         "x": [said(x) if isinstance(x, str) else x for x in series.x],
         "y": list(series.y),
-        "mode": "+".join(["lines"] * series.line + ["markers"] * measured),
+        "mode": "+".join(["lines"] * series.line + ["markers"] * (measured or len(series.y) == 1)),
         "marker": {"color": colour, "symbol": symbol or SYMBOLS[0], "size": 9, **(_SHEER if crowded else _EDGED)},
         "hoverinfo": "text",
         "hovertext": [_told(series, i, labels) for i in range(len(series.y))],

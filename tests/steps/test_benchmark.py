@@ -18,8 +18,10 @@ from ioptim.gates import judge
 from ioptim.loadgen import Scenario
 from ioptim.plan import missing_text
 from ioptim.steps.benchmark import Benchmark
+from ioptim.steps.benchmark.rounds import Taken
 from ioptim.steps.benchmark.search import ServerLoad, Setting
 from ioptim.steps.benchmark.server import Served, Trial
+from ioptim.steps.benchmark.subjects import Asked, Block
 
 QUICK = Benchmark(blocks=8, duration_s=0.8, rows=4, batch_size=2)
 
@@ -331,6 +333,18 @@ def test_a_busy_machine_is_told_and_measured_for_longer(monkeypatch: pytest.Monk
     ]
     assert "offline: 12 blocks instead of 8, because the machine was busy" in texts(outcome)
     assert len(sample(outcome, "throughput_per_s").values["compile"]) == 12
+
+
+def test_models_that_were_not_stable_are_told_together() -> None:
+    medians = {"source": (1.473,), "fp32": (0.0428, 0.0254, 0.0712), "torch": (0.2, 1.48), "compile": (0.01, 0.01, 0.01)}
+    warm_ups = {name: timing.WarmUp(each, name == "compile") for name, each in medians.items()}
+    block = Block([0.01], 0.0, 0.0)
+    taken = Taken(Scenario.OFFLINE, Asked(Scenario.OFFLINE, 1, 1, 0), {name: [block] for name in medians}, warm_ups)
+    assert [note.text for note in taken.notes()][:2] == [
+        "offline: source (1473 ms), torch (200, 1480 ms) had no time for the 3 warm-up blocks that show whether a model is stable;"
+        " figures may carry that noise",
+        "offline: not stable within 3% at the end of the warm-up: fp32 (42.8, 25.4, 71.2 ms); figures carry that noise",
+    ]
 
 
 def test_a_harness_that_takes_too_much_is_told(tmp_path: Path) -> None:

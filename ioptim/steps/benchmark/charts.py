@@ -51,6 +51,7 @@ def _warm_up(scenario: Scenario, taken: Taken) -> ChartFigure:
         x_label="warm-up block",
         y_label="median milliseconds",
         series=tuple(series),
+        log_y=True,
         note="Measuring begins when three blocks in a row agree within 3 %; none of these blocks is in any figure.",
     )
 
