@@ -23,7 +23,6 @@ from ioptim.keys import code_digest
 from ioptim.recipe import parse_recipe
 from ioptim.tracking import local
 
-
 _MOST = 3
 """Figures that one check names."""
 

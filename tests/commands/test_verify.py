@@ -130,11 +130,12 @@ def test_a_run_that_holds(home: Path, capsys: pytest.CaptureFixture[str]) -> Non
         f"ok recipe digest {run.record.recipe_digest[:12]} is that of the recorded text",
         f"ok compile, validate object {model.digest[:12]} is as it was sealed",
         f"ok files of validate object {files[:12]} is as it was sealed",
+        "ok figures of validate follow from the recorded samples",
         "ok validate: accuracy max_drop 0.2 of compile pass follows from the recorded samples",
         "ok validate: accuracy max_drop 0.01 by genre of compile fail follows from the recorded samples",
         f"ok hardware this machine ({run.record.hardware.fingerprint})",
         "ok libraries the versions that it was measured with",
-        "holds: 7 ok, 0 wrong, 0 to note",
+        "holds: 8 ok, 0 wrong, 0 to note",
     ]
 
 
