@@ -62,6 +62,8 @@ def _points(chart: ChartFigure, colours: Sequence[str]) -> Plot:
     for series, colour in zip(chart.series, colours, strict=True):
         symbol, dash = next(symbols) if _measured(series) else "", next(dashes) if series.line else ""
         traces.append(_scatter(series, f"--{colour}", symbol, dash, (chart.x_label, chart.y_label)))
+        if len(chart.series) == 1:
+            traces[0] |= _names_beside(series)
         keys.append(Key(series.name, dash or symbol, colour))
     across = logarithmic([x for s in chart.series for x in s.x if not isinstance(x, str)]) if chart.log_x and not named else {}
     up = logarithmic([y for s in chart.series for y in (*s.y, *s.low, *s.high)]) if chart.log_y else {}
@@ -90,6 +92,18 @@ def _scatter(series: Series, colour: str, symbol: str, dash: str, labels: tuple[
     if series.line:
         trace["line"] = {"color": colour, "width": 2.5, "dash": dash}
     return trace | ({"error_y": _error(series, colour)} if series.low and series.high else {})
+
+
+def _names_beside(series: Series) -> dict[str, Any]:
+    """Names of a few points, each on the side where there is room: what a reader of paper cannot point at."""
+    across = [x for x in series.x if not isinstance(x, str)]
+    names = set(series.labels)
+    if series.line or not 1 < len(names) == len(across) <= _CROWD or max(map(len, names)) > _NAME:
+        return {}
+    middle = (min(across) + max(across)) / 2
+    sides = ["middle right" if x < middle else "middle left" for x in across]
+    text = [said(label, _SHORT_NAME) for label in series.labels]
+    return {"mode": "markers+text", "text": text, "textposition": sides, "textfont": {"color": "--soft", "size": 12}, "cliponaxis": False}
 
 
 def _error(series: Series, colour: str) -> dict[str, Any]:

@@ -61,10 +61,12 @@ def _rates(served: Mapping[str, Served]) -> ChartFigure:
     series = []
     for name, one in served.items():
         trials = sorted([*one.trials, *one.rounds], key=lambda trial: trial.rate_per_s)
+        if not trials:
+            continue
         x = tuple(round(trial.rate_per_s, 3) for trial in trials)
         series.append(Series(name=name, x=x, y=tuple(trial.tail_s * 1e3 for trial in trials), labels=tuple(map(_label, trials))))
     rates = [x for each in series for x in each.x if not isinstance(x, str)]
-    bound = Series(name="bound", x=(min(rates), max(rates)), y=(asked.latency_bound_ms,) * 2, line=True)
+    bound = Series(name="bound", x=(min(rates) * 0.9, max(rates) * 1.1), y=(asked.latency_bound_ms,) * 2, line=True)
     return ChartFigure(
         title=f"Server: {asked.p} against the rate of arrivals",
         kind="points",
