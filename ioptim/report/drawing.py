@@ -95,15 +95,30 @@ def _scatter(series: Series, colour: str, symbol: str, dash: str, labels: tuple[
 
 
 def _names_beside(series: Series) -> dict[str, Any]:
-    """Names of a few points, each on the side where there is room: what a reader of paper cannot point at."""
+    """Names of a few points, each on the side where there is room: what a reader of paper cannot point at.
+
+    A point right beside one that has its name goes without: both would be illegible.
+    """
     across = [x for x in series.x if not isinstance(x, str)]
     names = set(series.labels)
     if series.line or not 1 < len(names) == len(across) <= _CROWD or max(map(len, names)) > _NAME:
         return {}
     middle = (min(across) + max(across)) / 2
     sides = ["middle right" if x < middle else "middle left" for x in across]
-    text = [said(label, _SHORT_NAME) for label in series.labels]
+    wide, high = max(across) - min(across) or 1.0, _spread(series.y) or 1.0
+    places = [(x / wide, (y or 0.0) / high) for x, y in zip(across, series.y, strict=True)]
+    named: list[tuple[float, float]] = []
+    text = []
+    for (x, y), label in zip(places, series.labels, strict=True):
+        clear = all(abs(x - other) > 0.3 or abs(y - up) > 0.05 for other, up in named)
+        named += [(x, y)] if clear else []
+        text.append(said(label, _SHORT_NAME) if clear else "")
     return {"mode": "markers+text", "text": text, "textposition": sides, "textfont": {"color": "--soft", "size": 12}, "cliponaxis": False}
+
+
+def _spread(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return max(known) - min(known) if known else 0.0
 
 
 def _error(series: Series, colour: str) -> dict[str, Any]:
