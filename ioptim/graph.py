@@ -18,6 +18,7 @@ from ioptim.sources import loading_libraries
 
 SOURCE = "source"
 RUNTIME_FP32 = "runtime-fp32"
+CHAMPION = "champion"
 EXPORT_TO = (Format.ONNX, Format.OPENVINO)
 """Formats that `export` can write, preferred first."""
 
@@ -272,14 +273,17 @@ class Grower:
             self._object((*loc, "metric"), f"{step.step} has no metric {gate.metric!r}{hint or '.'} It has: {', '.join(metrics)}")
         known = {name.partition("@")[0] for name in found} | set(found) | set(candidates)
         if gate.needs_baseline and gate.baseline not in known:
-            if gate.baseline in self.made:
+            if self.made.get(gate.baseline):
                 provider = self.by_id[self.made[gate.baseline][0]].provides
                 if provider not in candidates:
                     found[gate.baseline] = provider
             else:
-                every = [*self.made, RUNTIME_FP32]
-                hint = did_you_mean(gate.baseline, every)
-                self._object((*loc, "baseline"), f"nothing is called {gate.baseline!r}{hint or '.'} There are: {', '.join(every)}")
+                models = [name for name, nodes in self.made.items() if any(self.by_id[node].step.transforms for node in nodes)]
+                every = [*models, RUNTIME_FP32]
+                what = f"nothing is called {gate.baseline!r}{did_you_mean(gate.baseline, every) or '.'}"
+                if gate.baseline == CHAMPION:
+                    what = "champion, the model that a registry serves now, cannot be compared with yet: no registry is read."
+                self._object((*loc, "baseline"), f"{what} There are: {', '.join(every)}")
         if gate.candidate is not None and gate.candidate not in candidates:
             self._object((*loc, "candidate"), f"{gate.candidate!r} is not measured here; candidates are {', '.join(candidates)}")
 

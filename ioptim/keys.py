@@ -71,6 +71,7 @@ _RUNS_IN_A_STEP = (
     "energy.py",
     "inputs.py",
     "intervals.py",
+    "non_finite.py",
     "subject.py",
     "roofline.py",
     "shrink.py",

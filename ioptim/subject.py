@@ -11,18 +11,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ioptim import loadgen
+from ioptim import loadgen, non_finite
 from ioptim.batching import Batcher
 from ioptim.core.artifact import open_artifact
 from ioptim.core.runtime import Session
+from ioptim.errors import StepError
 from ioptim.inputs import Inputs, Rows
 from ioptim.loadgen import Load, Scenario
 from ioptim.worker import WorkerContext
 
+if TYPE_CHECKING:
+    from ioptim.core.task import Outputs
+
 FLOOR_QUERIES = 1000
 UNREACHABLE_PER_S = 1e7
+LOOK_S = 1.0
+"""How long a model's outputs are looked at before it is timed."""
 SWITCH_S = 0.0002
 """How long Python lets one thread run while another waits (its default is 5 ms): a request must not wait for a batch to be padded."""
 
@@ -44,6 +50,7 @@ class Subject:
         self.session: Session = self.ctx.open(self.model)
         self.load_s = time.perf_counter() - start
         self.first_inference_s = 0.0
+        self._looked_at = 1  # the first call is
 
     def prepare(self, argument: Mapping[str, Any]) -> dict[str, Any]:
         """Build the rows before any clock runs: `limit` of them, padded as `padding` says. Whole batches of `batch_size` where it can."""
@@ -57,12 +64,28 @@ class Subject:
         if not self.first_inference_s:
             feed = self.inputs.feed((0,))
             start = time.perf_counter()
-            self.session.run(feed)
+            outputs = self.session.run(feed)
             self.first_inference_s = time.perf_counter() - start
+            self._require_numbers(0, outputs)
+        self._look()
         # What is loaded stays. Looking through it for garbage before every block would take 0.2 s where transformers is loaded.
         gc.collect()
         gc.freeze()
         return {"rows": self.rows}
+
+    def _look(self) -> None:
+        """Answer every row once before any is timed, for a second at most: the speed of a model that answers NaN is no speed."""
+        end = time.monotonic() + LOOK_S
+        while self._looked_at < self.rows and time.monotonic() < end:
+            self._require_numbers(self._looked_at, self.session.run(self.inputs.feed((self._looked_at,))))
+            self._looked_at += 1
+
+    def _require_numbers(self, example: int, outputs: Outputs) -> None:
+        if said := non_finite.holes(outputs):
+            table = self.ctx.table("validation")
+            examples = sum(1 for _ in self.ctx.task.examples(table, self.model))
+            row = table.rows[example * len(table) // examples]  # one row may be a query and a passage
+            raise StepError(f"{said} for {row}{non_finite.begins(self.model, self.inputs.feed((example,)))}")
 
     def begin(self, argument: Mapping[str, Any]) -> dict[str, Any] | None:
         """Start a LoadGen test (the fields of `Load` but `rows`; `batch_size`, `lead_in`) and return when its last query is answered.

@@ -162,7 +162,16 @@ def test_an_after_that_names_nothing(tmp_path: Path) -> None:
         ),
         (
             "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: sorce}]}",
-            "nothing is called 'sorce'; did you mean 'source'? There are: source, compile, benchmark, runtime-fp32",
+            "nothing is called 'sorce'; did you mean 'source'? There are: source, compile, runtime-fp32",
+        ),
+        (
+            "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: benchmark}]}",
+            "nothing is called 'benchmark'. There are: source, compile, runtime-fp32",
+        ),
+        (
+            "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: champion}]}",
+            "champion, the model that a registry serves now, cannot be compared with yet: no registry is read."
+            " There are: source, compile, runtime-fp32",
         ),
         (
             "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, candidate: quantize}]}",
@@ -195,6 +204,21 @@ def test_slices_that_the_rows_do_not_have_are_objected_to_where_the_rows_can_be_
         "line 7: steps.validate.gates: gate on ndcg_at_10: rows.tsv has no column 'topc' to slice by;"
         " did you mean 'topic'? There are: query, passage, topic, input_length"
     ]
+
+
+def test_rows_that_are_all_the_same_judge_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rows(Anything):
+        cheap = True
+
+        def read(self) -> Table:
+            return Table(columns={"query": ["a"] * 9, "passage": ["c"] * 9}, rows=tuple("123456789"), origin="rows.tsv")
+
+    monkeypatch.setattr(planning, "data_source", lambda *args: Rows())
+    made = plan(tmp_path, "compile\n{step: validate, gates: [{metric: ndcg_at_10, max_drop: 0.1}]}")
+    assert str(made.objections[-1]) == (
+        "line 7: steps.validate.gates: all 9 rows of rows.tsv are the same: one row repeated is the evidence of one row, and no gate"
+        " can be judged"
+    )
 
 
 def test_a_format_that_nothing_makes(tmp_path: Path) -> None:

@@ -174,6 +174,19 @@ def test_an_error_of_the_session_is_raised_after_the_test(subject: Subject, monk
         subject.serve({"load": {"queries": 20, "rate_per_s": 20_000.0}, "max_batch": 4, "max_delay_s": 0.0, "lead_in": 0})
 
 
+def test_a_model_that_answers_nan_is_not_timed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = subject.session.run
+
+    def broken(feeds: Any) -> Any:
+        return {name: array * (float("nan") if feeds["input_ids"].shape == (1, 4) else 1) for name, array in run(feeds).items()}
+
+    monkeypatch.setattr(subject.session, "run", broken)
+    prepare(subject, limit=2)
+    with pytest.raises(StepError) as raised:
+        prepare(subject)
+    assert str(raised.value) == "the output 'logits' is not a number (NaN) in 2 of its 2 values for rows.jsonl:3"
+
+
 def test_the_floor(subject: Subject) -> None:
     prepare(subject)
     floor = subject.floor()

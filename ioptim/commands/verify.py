@@ -23,6 +23,9 @@ from ioptim.keys import code_digest
 from ioptim.recipe import parse_recipe
 from ioptim.tracking import local
 
+_MOST = 3
+"""Figures that one check names."""
+
 
 class State(StrEnum):
     """Of a check. A `note` says what is otherwise here than where the run was; it does not make the run wrong."""
@@ -47,7 +50,7 @@ def main(args: argparse.Namespace) -> ExitCode:
     store = Store(home / "store")
     code = _code_changed(record, store)
     checks = [*_recipe(record, local.run_folder(home, record.run_id), bool(code)), *_objects(record, store)]
-    checks += [*_verdicts(record, store), *_surroundings(record), *code]
+    checks += [*_figures(record, store, bool(code)), *_verdicts(record, store), *_surroundings(record), *code]
     wrong = [check for check in checks if check.state is State.WRONG]
     if args.json:
         print_json({"run_id": record.run_id, "holds": not wrong, "checks": [asdict(check) for check in checks]})
@@ -135,6 +138,40 @@ def _digest_of_files(path: str) -> str:
     return Path(path).name
 
 
+# --- figures
+
+
+def _figures(record: RunRecord, store: Store, other_code: bool) -> Iterator[Check]:
+    """Every figure of a model that stands in the record is what its samples come to."""
+    for node in record.nodes:
+        if not node.subjects or node.files is None or store.problem(_digest_of_files(node.files)):
+            continue  # what is missing or damaged is said of the objects
+        samples = read_samples(store.files(_digest_of_files(node.files)))
+        wrong = [text for sample in samples if not _is_searched(sample, samples) for text in _unlike(node, sample)]
+        if samples and not wrong:
+            yield Check(f"figures of {node.id}", State.OK, "follow from the recorded samples")
+        elif wrong:
+            more = f"; and {len(wrong) - _MOST} more" if len(wrong) > _MOST else ""
+            yield Check(f"figures of {node.id}", State.NOTE if other_code else State.WRONG, "; ".join(wrong[:_MOST]) + more)
+
+
+def _is_searched(sample: Samples, samples: tuple[Samples, ...]) -> bool:
+    """A rate that was searched for, and its cost: the figure is of all trials, the samples are of the rounds alone."""
+    served = any(each.metric.name.startswith("server_") for each in samples)
+    return served and sample.metric.name.startswith(("server_", "cost_"))
+
+
+def _unlike(node: NodeRecord, sample: Samples) -> Iterator[str]:
+    name = sample.metric.name
+    for subject, values in sample.values.items():
+        recorded = node.subjects.get(subject, {}).get(name)
+        numbers = [value for value in values if value is not None]
+        given = sample.centre(numbers)
+        if recorded is not None and (given is None or not math.isclose(recorded, given, rel_tol=1e-9, abs_tol=1e-12)):
+            said = "nothing" if given is None else f"{given:.6g}"
+            yield f"{name} of {subject} is recorded as {recorded:.6g}, and the samples say {said}"
+
+
 # --- verdicts
 
 
@@ -158,7 +195,10 @@ def _verdicts_of(node: NodeRecord, asked: list[Gate], samples: tuple[Samples, ..
     for result in node.gates:
         problem = _why_it_does_not_follow(result, samples)
         detail = problem or f"{result.verdict.value} follows from the recorded samples"
-        yield Check(f"{node.id}: {_name(result.gate)} of {result.candidate}", State.WRONG if problem else State.OK, detail)
+        subject = f"{node.id}: {_name(result.gate)} of {result.candidate}"
+        yield Check(subject, State.WRONG if problem else State.OK, detail)
+        if not problem and (said := gates.judge(result.gate, samples, [result.candidate])[0].reason) != result.reason:
+            yield Check(f"words of {subject}", State.NOTE, f"this version of ioptim says it otherwise: {said}")
     judged = {_without_baseline(result.gate) for result in node.gates}
     for gate in asked:
         if _without_baseline(gate) not in judged:

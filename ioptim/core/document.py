@@ -131,6 +131,8 @@ class _Builder:
         value = self.loader.construct_object(node)
         if isinstance(value, str) and not node.style and _EXPONENT.fullmatch(value):
             value = float(value)  # YAML 1.1, which the library reads, wants 2.0e-4; everybody writes 2e-4
+        if isinstance(value, bool) and node.value.lower() in ("on", "off"):
+            return node.value.lower()  # YAML 1.1 again: what recipes call `off` is the name of a choice
         if isinstance(value, float) and not math.isfinite(value):
             self.problems.append(Problem(dotted(loc), f"{node.value} is not a number that a recipe can use", line))
             return None

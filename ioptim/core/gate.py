@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from ioptim.core.base import Frozen
+from ioptim.core.metrics import Kind, Metric
 
 
 class Verdict(StrEnum):
@@ -62,6 +63,18 @@ class Gate(Frozen):
 
 
 BOUNDS = ("max_drop", "max_ratio", "min_ratio", "min_speedup", "min_value", "max_value")
+_FITS = {
+    Kind.PAIRED_ROWS: ("max_drop", "max_ratio", "min_ratio", "min_value", "max_value"),
+    Kind.BLOCKS: ("max_ratio", "min_ratio", "min_speedup", "min_value", "max_value"),
+    Kind.EXACT: ("max_ratio", "min_ratio", "min_value", "max_value"),
+}
+_OF_A_QUANTILE = ("min_value", "max_value")
+"""The quantiles of two columns are not paired: no interval here is right for their difference."""
+
+
+def fitting_bounds(kind: Kind, metric: Metric) -> tuple[str, ...]:
+    """The bounds that a gate on this metric may have."""
+    return _OF_A_QUANTILE if metric.quantile is not None else _FITS[kind]
 
 
 class SliceResult(Frozen):

@@ -28,6 +28,16 @@ class Table(Frozen):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def different(self) -> int:
+        """How many rows are left without repetitions: a row that stands there twice is no further evidence of anything."""
+        return len({tuple(map(_content, row)) for row in zip(*self.columns.values(), strict=True)})
+
+
+def _content(value: Any) -> object:
+    """What two cells are compared by: of an array its bytes."""
+    return value.tobytes() if hasattr(value, "tobytes") else value if isinstance(value, str | int | float | None) else str(value)
+
 
 class Task(Frozen, ABC):
     """One task with its options, as the recipe's `model.task` spells them. One file, found by its name.

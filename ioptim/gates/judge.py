@@ -6,21 +6,14 @@ import difflib
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from ioptim.core.gate import Gate, GateResult, SliceResult, Verdict
-from ioptim.core.metrics import Kind, Metric, Samples
+from ioptim.core.gate import Gate, GateResult, SliceResult, Verdict, fitting_bounds
+from ioptim.core.metrics import Kind, Samples
 from ioptim.core.slices import rows_of
 from ioptim.errors import PlanError
 from ioptim.gates import words
 from ioptim.gates.evidence import Case, Evidence, decide, evidence, fewest, numbers
 from ioptim.gates.words import Finding
 
-_FITS = {
-    Kind.PAIRED_ROWS: ("max_drop", "max_ratio", "min_ratio", "min_value", "max_value"),
-    Kind.BLOCKS: ("max_ratio", "min_ratio", "min_speedup", "min_value", "max_value"),
-    Kind.EXACT: ("max_ratio", "min_ratio", "min_value", "max_value"),
-}
-_OF_A_QUANTILE = ("min_value", "max_value")
-"""The quantiles of two columns are not paired: no interval here is right for their difference."""
 _WORST_FIRST = (Verdict.FAIL, Verdict.UNDECIDED, Verdict.PASS)
 
 
@@ -41,11 +34,6 @@ def judge(gate: Gate, samples: Sequence[Samples], candidates: Sequence[str]) -> 
     if not judged:
         raise _refused(gate, f"the only candidate is its own baseline, {gate.baseline!r}; name another baseline")
     return tuple(judged)
-
-
-def fitting_bounds(kind: Kind, metric: Metric) -> tuple[str, ...]:
-    """The bounds that a gate on this metric may have."""
-    return _OF_A_QUANTILE if metric.quantile is not None else _FITS[kind]
 
 
 def _judge_one(gate: Gate, sample: Samples, candidate: str, baseline: str | None) -> GateResult:

@@ -14,6 +14,8 @@ from ioptim.intervals import Interval
 
 MOST_ROWS = 10_000_000
 """Above this many rows the reason says "more than", for nobody has them."""
+VISIBLE = 0.01
+"""How far a ratio may be from that of the two values beside it before the reason says why."""
 _NAMED = 5
 """Slices that a reason names one by one."""
 _NOUN = {Kind.PAIRED_ROWS: "rows", Kind.BLOCKS: "blocks", Kind.EXACT: "value"}
@@ -95,10 +97,20 @@ def _seen(finding: Finding) -> str:
         return f"{metric.name} of {name} {change} against {baseline} ({there} to {here}; {spread})"
     if not case.baseline:
         return f"{metric.name} of {name} is {here}" + (f" ({spread})" if spread else "")
-    both = f"({here} against {there}" + (f"; {spread})" if spread else ")")
+    both = f"{_by_blocks(finding)} ({here} against {there}" + (f"; {spread})" if spread else ")")
     if kind == "min_speedup":
-        return f"{name} is {_number(found.estimate)} times as fast as {baseline} in {metric.name} {both}"
-    return f"{metric.name} of {name} is {_number(found.estimate)} times {baseline}'s {both}"
+        return f"{name} is {_number(found.estimate)} times as fast as {baseline} in {metric.name}{both}"
+    return f"{metric.name} of {name} is {_number(found.estimate)} times {baseline}'s{both}"
+
+
+def _by_blocks(finding: Finding) -> str:
+    """Said where the median of the blocks' ratios is not the ratio of the two medians shown: the machine had good and bad moments."""
+    case, found, (candidate, baseline) = finding.case, finding.evidence, finding.values
+    if case.kind is not Kind.BLOCKS or found is None or not candidate or not baseline:
+        return ""
+    turned = case.gate.bound[0] == "min_speedup" and not case.metric.higher_is_better
+    ratio = baseline / candidate if turned else candidate / baseline
+    return "" if math.isclose(ratio, found.estimate, rel_tol=VISIBLE) else ", block by block"
 
 
 def _conclusion(finding: Finding) -> str:

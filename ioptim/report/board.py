@@ -50,6 +50,12 @@ class Board:
         """The metrics to show first."""
         return tuple(metric for metric in self.metrics if self._rank(metric) < 3)[:_MOST] or self.metrics[:_MOST]
 
+    @property
+    def glance(self) -> tuple[str, ...]:
+        """The few that say what was won and what it cost: the headline of quality, latency, throughput and size, then what gates are on."""
+        wanted = (*self.quality[:1], self.latency, self.throughput, "size_bytes", *self.judged)
+        return tuple(dict.fromkeys(metric for metric in wanted if metric in self.metrics))
+
     def _rank(self, metric: str) -> int:
         if metric in self.quality:
             return 0
@@ -75,21 +81,24 @@ def boards(run: RunRecord) -> tuple[Board, ...]:
     """One for each target that something was measured on, in the order of the run."""
     measured = [node for node in run.nodes if node.subjects]
     targets = dict.fromkeys(node.target for node in measured)
-    return tuple(_board(target, [node for node in measured if node.target == target]) for target in targets)
+    place = {node.id: i for i, node in enumerate(run.nodes)}
+    return tuple(_board(target, [node for node in measured if node.target == target], place) for target in targets)
 
 
-def _board(target: str | None, nodes: Sequence[NodeRecord]) -> Board:
+def _board(target: str | None, nodes: Sequence[NodeRecord], place: Mapping[str, int]) -> Board:
+    """`place` is that of each node in the run, which models are shown by: a record read from its file has its keys sorted."""
     values: dict[str, dict[str, float]] = {}
     for node in nodes:
         for subject, metrics in node.subjects.items():
             values.setdefault(subject, {}).update(metrics)
+    values = {name: values[name] for name in sorted(values, key=lambda name: place.get(name, len(place)))}
     gates = [gate for node in nodes for gate in node.gates]
     judged = {gate.candidate for gate in gates}
     baselines = {gate.baseline for gate in gates} - judged
     candidates = [name for name in values if name in judged or not (_BASELINE.match(name) or name in baselines)]
     samples = {node.id: [sample.metric for sample in samples_of(node)] for node in nodes}
     higher = {metric.name: metric.higher_is_better for metrics in samples.values() for metric in metrics}
-    # A record read from its file has its keys sorted; the samples keep the order that the task and the step gave.
+    # Metrics come in the order that the task and the step gave, which the samples keep.
     scoring = [node for node in nodes if node.step == "validate"]
     quality = [metric.name for node in scoring for metric in samples[node.id]]
     quality += [metric for node in scoring for metrics in node.subjects.values() for metric in metrics]

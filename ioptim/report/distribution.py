@@ -52,7 +52,7 @@ def distribution(chart: ChartFigure, colours: Sequence[str]) -> Plot:
 def _legend(rows: Sequence[Sequence[float]]) -> str:
     smooth = any(len(row) > FEW for row in rows)
     drawn = "The height is the density of the samples, each row to its own peak" if smooth else "Every dot is one sample"
-    return f"{drawn}; the strokes are p50, p90 and p99, where there are enough samples for them."
+    return f"{drawn}; the strokes are p50, p90 and p99 of all of them together, where there are enough."
 
 
 def _named(name: str, row: Sequence[float], longest: int) -> str:

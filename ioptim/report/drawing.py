@@ -16,6 +16,10 @@ Tones = Mapping[str, int]
 """Which colour a model has in the whole report, by name."""
 MOST_BARS = 30
 MOST_ROWS = 500
+_CROWD = 12
+"""Points of a series from which on they are drawn to be seen through."""
+_EDGED: Mapping[str, Any] = {"opacity": 0.85, "line": {"color": "--card", "width": 1}}
+_SHEER: Mapping[str, Any] = {"opacity": 0.55, "line": {"width": 0}}
 _NAME, _SHORT_NAME = 34, 18
 """Letters of a bar's name that a wide and a narrow screen have room for."""
 
@@ -58,6 +62,8 @@ def _points(chart: ChartFigure, colours: Sequence[str]) -> Plot:
     for series, colour in zip(chart.series, colours, strict=True):
         symbol, dash = next(symbols) if _measured(series) else "", next(dashes) if series.line else ""
         traces.append(_scatter(series, f"--{colour}", symbol, dash, (chart.x_label, chart.y_label)))
+        if len(chart.series) == 1:
+            traces[0] |= _names_beside(series)
         keys.append(Key(series.name, dash or symbol, colour))
     across = logarithmic([x for s in chart.series for x in s.x if not isinstance(x, str)]) if chart.log_x and not named else {}
     up = logarithmic([y for s in chart.series for y in (*s.y, *s.low, *s.high)]) if chart.log_y else {}
@@ -73,18 +79,46 @@ def _points(chart: ChartFigure, colours: Sequence[str]) -> Plot:
 
 def _scatter(series: Series, colour: str, symbol: str, dash: str, labels: tuple[str, str]) -> dict[str, Any]:
     measured = _measured(series)
+    crowded = len(series.y) > _CROWD  # an edge in the page's colour keeps a few apart, and hides the most of many
     trace: dict[str, Any] = {
         "type": "scatter",
         "x": [said(x) if isinstance(x, str) else x for x in series.x],
         "y": list(series.y),
-        "mode": "+".join(["lines"] * series.line + ["markers"] * measured),
-        "marker": {"color": colour, "symbol": symbol or SYMBOLS[0], "size": 9, "opacity": 0.85, "line": {"color": "--card", "width": 1}},
+        "mode": "+".join(["lines"] * series.line + ["markers"] * (measured or len(series.y) == 1)),
+        "marker": {"color": colour, "symbol": symbol or SYMBOLS[0], "size": 9, **(_SHEER if crowded else _EDGED)},
         "hoverinfo": "text",
         "hovertext": [_told(series, i, labels) for i in range(len(series.y))],
     }
     if series.line:
         trace["line"] = {"color": colour, "width": 2.5, "dash": dash}
     return trace | ({"error_y": _error(series, colour)} if series.low and series.high else {})
+
+
+def _names_beside(series: Series) -> dict[str, Any]:
+    """Names of a few points, each on the side where there is room: what a reader of paper cannot point at.
+
+    A point right beside one that has its name goes without: both would be illegible.
+    """
+    across = [x for x in series.x if not isinstance(x, str)]
+    names = set(series.labels)
+    if series.line or not 1 < len(names) == len(across) <= _CROWD or max(map(len, names)) > _NAME:
+        return {}
+    middle = (min(across) + max(across)) / 2
+    sides = ["middle right" if x < middle else "middle left" for x in across]
+    wide, high = max(across) - min(across) or 1.0, _spread(series.y) or 1.0
+    places = [(x / wide, (y or 0.0) / high) for x, y in zip(across, series.y, strict=True)]
+    named: list[tuple[float, float]] = []
+    text = []
+    for (x, y), label in zip(places, series.labels, strict=True):
+        clear = all(abs(x - other) > 0.3 or abs(y - up) > 0.05 for other, up in named)
+        named += [(x, y)] if clear else []
+        text.append(said(label, _SHORT_NAME) if clear else "")
+    return {"mode": "markers+text", "text": text, "textposition": sides, "textfont": {"color": "--soft", "size": 12}, "cliponaxis": False}
+
+
+def _spread(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return max(known) - min(known) if known else 0.0
 
 
 def _error(series: Series, colour: str) -> dict[str, Any]:

@@ -34,10 +34,13 @@ def shown(metric: str, value: float | None) -> str:
         return size(value)
     unit = {"_ms": " ms", "_us": " µs"}.get(metric[-3:], "")
     if quantity(metric) is Quantity.RATE:
-        unit = " /s"
+        unit = next((unit for ending, unit in _RATES.items() if metric.endswith(ending)), " /s")
     elif metric.endswith("_s"):
         unit = " s"
     return number(value) + unit
+
+
+_RATES = {"gflop_per_s": " Gflop/s", "_gop_per_s": " Gop/s", "_gb_per_s": " GB/s"}
 
 
 def number(value: float) -> str:

@@ -44,13 +44,14 @@ def glance(board: Board, every: Sequence[Board]) -> Html | None:
 def side_by_side(board: Board, run: RunRecord, sure: Estimates) -> Html:
     """Quality against speed, a table of the metrics that matter, the rest folded away."""
     table = _one_candidate if len(board.candidates) == 1 else _several
-    rest = [metric for metric in board.metrics if metric not in board.headline]
+    first = board.headline if len(board.candidates) == 1 else board.glance  # across a page there is room for a few
+    rest = [metric for metric in board.metrics if metric not in first]
     summary = el("summary", el("span", f"{len(rest)} more metric{'s' if len(rest) > 1 else ''}", class_="id"))
     plot = _plot(board, run, sure)
     return el(
         "div",
         figure(plot) if plot else None,
-        table(board, board.headline, sure),
+        table(board, first, sure),
         el("details", summary, el("div", table(board, rest, sure))) if rest else None,
         class_="card",
     )

@@ -62,9 +62,16 @@ def artifacts(run: RunRecord) -> Html:
             made.setdefault(node.artifact.digest, node)
     if not made:
         return el("p", "No artifact was made.")
-    head = [el("th", name, scope="col") for name in ("step", "from", "format", "size", "digest (SHA-256)", "where")]
-    rows = [el("tr", el("th", node.id, scope="row"), [el("td", cell) for cell in _artifact_cells(node)]) for node in made.values()]
-    return el("div", scroll(el("table", el("thead", el("tr", head)), el("tbody", rows)), "artifacts"), class_="card")
+    head = [el("th", name, scope="col") for name in ("step", *_ARTIFACT)]
+    rows = [
+        el("tr", el("th", node.id, scope="row"), [el("td", cell, data_label=_ARTIFACT[i]) for i, cell in enumerate(_artifact_cells(node))])
+        for node in made.values()
+    ]
+    table = el("table", el("thead", el("tr", head)), el("tbody", rows), class_="stacked")
+    return el("div", scroll(table, "artifacts"), class_="card")
+
+
+_ARTIFACT = ("from", "format", "size", "digest (SHA-256)", "where")
 
 
 def _artifact_cells(node: NodeRecord) -> Iterator[Child]:

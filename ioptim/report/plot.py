@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from textwrap import wrap
 from typing import Any
 
 from ioptim.core.step import TableFigure
@@ -15,6 +16,8 @@ from ioptim.report.script import plotly_js
 from ioptim.report.style import FONT, TONES
 from ioptim.report.tables import folded, grid
 
+LABEL = 34
+"""Letters of an axis's name that a small screen has room for in one line."""
 CANVAS = 'class="canvas"'
 """What a page that holds a chart holds."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x", "star")
@@ -81,11 +84,17 @@ def figure(plot: Plot, heading: bool = True) -> Html:
         head,
         _legend(plot.keys),
         el("div", el("noscript", "Scripts are off: the table below holds the numbers."), class_="canvas", role="img", aria_label=label),
-        data({"data": plot.traces, "layout": layout, "narrow": plot.narrow}),
+        data({"data": plot.traces, "layout": layout, "narrow": {**_wrapped(layout), **plot.narrow}}),
         el("figcaption", caption) if caption else None,
         folded("The numbers as a table", plot.table, plot.table_open),
         class_="plot",
     )
+
+
+def _wrapped(layout: Mapping[str, Any]) -> dict[str, str]:
+    """The name of the horizontal axis in lines that a small screen has room for, as a `narrow` change."""
+    label = layout.get("xaxis", {}).get("title", {}).get("text", "")
+    return {"xaxis.title.text": "<br>".join(wrap(label, LABEL))} if len(label) > LABEL else {}
 
 
 def _legend(keys: Sequence[Key]) -> Html | None:

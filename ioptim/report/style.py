@@ -148,7 +148,11 @@ summary .end{margin-left:0;width:100%}.card,details>div,summary{padding-left:12p
 .board th,.board td{border:0;padding:2px 10px 2px 0;min-width:0}.board th{flex:1 0 100%}.board td{flex:1 1 96px}
 .board td::before{content:attr(data-label);display:block;color:var(--soft);font-size:.78rem;overflow-wrap:anywhere}
 .board .delta,td .was{white-space:normal}td .was .range,td.candidate .was .range{display:block;margin:0}}
-@media(max-width:760px){.board.runs td{flex-basis:130px}.runs tbody th{max-width:none}}
+@media(max-width:760px){.stacked thead{position:absolute;left:-99em}.stacked,.stacked tbody,.stacked tr,.stacked tr>*{display:block}
+.stacked tr{border-bottom:1px solid var(--line);padding:8px 0}.stacked tbody tr:last-child{border-bottom:0}
+.stacked td,.stacked th,.stacked td.num{border:0;padding:2px 0;text-align:left;white-space:normal;overflow-wrap:anywhere}
+.stacked td[data-label]::before{content:attr(data-label) ": ";color:var(--soft);font-size:.82rem}.stacked td .was{display:inline}}
+@media(max-width:760px){.board.runs td{flex-basis:130px}.board.runs td:has(svg){flex-basis:100%}.runs tbody th{max-width:none}}
 @media print{:root{--bg:#fff}body{font-size:10.5pt}main{max-width:none;padding:0}details::details-content{content-visibility:visible;
 block-size:auto}.verdict,.card,tr,figure{break-inside:avoid}pre{max-height:none;white-space:pre-wrap}.scroll{overflow:visible}nav{display:none}}
 """

@@ -8,6 +8,8 @@ from ioptim.report.html import Html, el, scroll, text
 
 SHORT = 12
 """Rows of a table that is shown unfolded."""
+LONG = 40
+"""Letters of a cell that a column of a small screen has no room for: there each row stands as a list of its cells."""
 
 
 def titled(table: TableFigure) -> Html:
@@ -27,8 +29,13 @@ def grid(table: TableFigure) -> Html:
     numeric = [all(isinstance(row[i], int | float | None) for row in table.rows) for i in range(len(table.columns))]
     kinds = ["num" if each else None for each in numeric]
     head = [el("th", name, scope="col", class_=kind) for name, kind in zip(table.columns, kinds, strict=True)]
-    rows = [el("tr", [el("td", _cell(table.columns[i], value), class_=kinds[i]) for i, value in enumerate(row)]) for row in table.rows]
-    return scroll(el("table", el("thead", el("tr", head)), el("tbody", rows)), table.title)
+    body = []
+    for row in table.rows:
+        cells = zip(table.columns, kinds, row, strict=True)
+        body.append(el("tr", [el("td", _cell(name, value), class_=kind, data_label=name) for name, kind, value in cells]))
+    wordy = any(isinstance(value, str) and len(value) > LONG for row in table.rows for value in row)
+    made = el("table", el("thead", el("tr", head)), el("tbody", body), class_="stacked" if wordy else None)
+    return scroll(made, table.title)
 
 
 def _cell(column: str, value: str | float | int | None) -> str:

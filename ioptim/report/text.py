@@ -12,7 +12,7 @@ from ioptim.report.figures import change, seconds, shown
 from ioptim.report.words import answer, tolerated, tone, unsafe, without_login
 
 _ANSI = {"good": "32", "pass": "32", "mixed": "33", "undecided": "33", "bad": "31", "fail": "31", "bold": "1", "dim": "2"}
-_MOST_COLUMNS = 4
+_MOST_COLUMNS = 6
 _MOST_WARNINGS = 5
 
 
@@ -66,9 +66,9 @@ def _verdict(gate: GateResult, colour: bool) -> str:
 
 
 def _models(board: Board) -> Iterator[str]:
-    """One candidate: metrics down, models across, with what changed. Several: models down, the first metrics across."""
+    """One candidate: metrics down, models across, with what changed. Several: models down, what matters most across."""
     if len(board.candidates) != 1:
-        metrics = board.headline[:_MOST_COLUMNS]
+        metrics = board.glance[:_MOST_COLUMNS]
         yield from table(("model", *metrics), [(name, *(shown(m, board.values[name].get(m)) for m in metrics)) for name in board.subjects])
         return
     (candidate,) = board.candidates

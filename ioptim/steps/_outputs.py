@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,14 +63,14 @@ def run_openvino(path: Path, feeds: Sequence[Feeds]) -> list[dict[str, np.ndarra
     return [{port.get_any_name(): run[port] for port in compiled.outputs} for run in runs]
 
 
-def require_finite(outputs: Sequence[Outputs], what: str) -> None:
-    """Refuse a model whose outputs are not numbers."""
+def require_finite(outputs: Sequence[Outputs], what: str, begins: Callable[[int], str] = lambda _: "") -> None:
+    """Refuse a model whose outputs are not numbers. `begins` says in which layer it begins on the feeds of run i, or nothing."""
     import numpy as np
 
-    for output in outputs:
+    for i, output in enumerate(outputs):
         for name, array in output.items():
             if not np.isfinite(array).all():
-                raise StepError(f"the output {name!r} of {what} holds NaN or infinity on a valid input")
+                raise StepError(f"the output {name!r} of {what} holds NaN or infinity on a valid input{begins(i)}")
 
 
 def cosine_mean(outputs: Sequence[Outputs], reference: Sequence[Outputs]) -> float:

@@ -201,12 +201,14 @@ def fewest_in_float(
 def table(ranking: Sequence[Sensitivity], task: Task, kept: Collection[str] | None = None) -> TableFigure:
     """The most sensitive first; with `kept`, which of them stay in float."""
     timed = any(one.saved_s is not None for one in ranking)
-    columns = ["group", "layers", f"lost when it alone is int8 ({distance_name(task)})", drop_name(task)]
+    bounded = drop_name(task) != distance_name(task)  # without classes the two are one
+    columns = ["group", "layers", f"lost when it alone is int8 ({distance_name(task)})", *([drop_name(task)] if bounded else [])]
     columns += ["ms saved per row"] if timed else []
     columns += [] if kept is None else ["runs in"]
     rows = []
     for one in ranking:
-        row: list[str | float | int | None] = [one.group.name, len(one.group.layers), _short(one.loss.distance), _short(one.loss.drop)]
+        row: list[str | float | int | None] = [one.group.name, len(one.group.layers), _short(one.loss.distance)]
+        row += [_short(one.loss.drop)] if bounded else []
         row += [None if one.saved_s is None else _short(one.saved_s * 1e3)] if timed else []
         row += [] if kept is None else ["float" if set(one.group.layers) <= set(kept) else "int8"]
         rows.append(tuple(row))

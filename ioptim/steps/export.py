@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from ioptim import non_finite
 from ioptim.core.artifact import Format, ModelArtifact
 from ioptim.core.step import Context, Level, Note, Outcome, Step, Where, Written
 from ioptim.errors import StepError
@@ -83,7 +84,7 @@ def _torch_to_onnx(step: Export, model: ModelArtifact, ctx: Context) -> Outcome:
     ctx.progress(0.8, "comparing outputs")
     feeds = _outputs.trial_feeds(model, ctx)
     reference = [{k: v.numpy() for k, v in torch_model.call(module, feed, model.outputs).items()} for feed in feeds]
-    figures = _compare(step, _outputs.run_onnx(path, feeds, ctx.hardware.threads), reference)
+    figures = _compare(step, model, feeds, _outputs.run_onnx(path, feeds, ctx.hardware.threads), reference)
     _, outputs = _outputs.specs_of(path, model.inputs)
     ops = count_ops(path)
     opset = step.opset or DEFAULT_OPSET
@@ -227,7 +228,7 @@ def _onnx_to_openvino(step: Export, model: ModelArtifact, ctx: Context) -> Outco
     ctx.progress(0.6, "comparing outputs")
     feeds = _outputs.trial_feeds(model, ctx)
     reference = _outputs.run_onnx(model.model_path, feeds, ctx.hardware.threads)
-    figures = _compare(step, _outputs.run_openvino(path, feeds), reference)
+    figures = _compare(step, model, feeds, _outputs.run_openvino(path, feeds), reference)
     return Outcome(
         written=Written(format=Format.OPENVINO, entry=IR_ENTRY),
         metrics={**figures, "nodes": float(len(graph.get_ops()))},
@@ -235,7 +236,14 @@ def _onnx_to_openvino(step: Export, model: ModelArtifact, ctx: Context) -> Outco
     )
 
 
-def _compare(step: Export, outputs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _compare(
+    step: Export,
+    model: ModelArtifact,
+    feeds: Sequence[Feeds],
+    outputs: Sequence[Mapping[str, Any]],
+    reference: Sequence[Mapping[str, Any]],
+) -> dict[str, float]:
+    _outputs.require_finite(reference, "the model to export", lambda run: non_finite.begins(model, feeds[run]))
     _outputs.require_finite(outputs, "the exported model")
     found = _outputs.largest_difference(outputs, reference)
     for name, (difference, largest) in found.items():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ioptim import timing
+from ioptim import non_finite, timing
 from ioptim.core import slices
 from ioptim.core.artifact import ModelArtifact
 from ioptim.core.gate import Gate
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 SOURCE = "source"
 _QUANTILES = {metric.name for metric in fidelity.METRICS if metric.quantile is not None}
 _EXCERPT = 80
+REPEATED_SHARE = 0.05
+"""Share of rows that repeat another above which a reader is warned."""
 
 Scores = dict[str, tuple[float | None, ...]]
 """One value per row by metric; None where there is no number."""
@@ -55,7 +57,7 @@ class Validate(MeasuringStep):
     metric for every model. The samples say which slice each row is in, so that a gate with `slices` can be added later.
 
     Raises:
-        StepError: an output holds NaN (names the model, the output and the row), a batch that the model does not take, a gate's
+        StepError: an output holds NaN (names the model, the output, the row and the layer), a batch that the model does not take, a gate's
             `slices` that the rows do not have.
     """
 
@@ -78,9 +80,13 @@ class Validate(MeasuringStep):
         return [f"gate on {gate.metric}: {text}" for gate in self.gates for text in _objections(gate, where)]
 
     def check_rows(self, table: Table, task: Task) -> list[str]:
-        """Objections to gates whose `slices` these rows do not have."""
+        """Objections to gates whose `slices` these rows do not have, and to any gate where all rows are one and the same."""
         asked = {gate.slices: gate.metric for gate in self.gates if gate.slices is not None}
-        return [f"gate on {metric}: {text}" for name, metric in asked.items() if (text := slices.objection(name, table, task))]
+        sliced = [f"gate on {metric}: {text}" for name, metric in asked.items() if (text := slices.objection(name, table, task))]
+        if not self.gates or len(table) < 2 or table.different > 1:
+            return sliced
+        same = f"all {len(table)} rows of {table.origin} are the same"
+        return [*sliced, f"{same}: one row repeated is the evidence of one row, and no gate can be judged"]
 
     def run(self, model: ModelArtifact, ctx: Context) -> Outcome:
         table = ctx.table("validation")
@@ -98,7 +104,7 @@ class Validate(MeasuringStep):
             subjects=means,
             samples=samples,
             tables=(_overview(means, samples), *_changed(samples, list(ctx.candidates), table, self.changed_rows)),
-            notes=(*_notes(samples, list(ctx.candidates), ctx.task.notes(table, _first(models))), *unlike),
+            notes=(*_repeated(table), *_notes(samples, list(ctx.candidates), ctx.task.notes(table, _first(models))), *unlike),
             facts={"rows": len(table), "data": table.origin, "executed": {name: dict(s.facts) for name, s in subjects.items()}},
         )
 
@@ -141,7 +147,7 @@ def _run_model(name: str, model: ModelArtifact, table: Table, batch_size: int, c
         for places in _batches(examples, batch_size):
             batch = examples[places[0]] if len(places) == 1 else ctx.task.collate([examples[i] for i in places], model)
             for i, output in zip(places, _split(name, session.run(batch), len(places)), strict=True):
-                _check_numbers(name, output, table.rows[i // per_row])
+                _check_numbers(name, output, table.rows[i // per_row], model, batch)
                 outputs[i] = output
             ran += len(places)
             if ran * 100 >= (told + 1) * len(examples):  # at most a hundred messages per model
@@ -183,13 +189,9 @@ def _split(name: str, outputs: Mapping[str, np.ndarray], count: int) -> Iterator
         yield {key: array if count == 1 else array[i : i + 1] for key, array in outputs.items()}
 
 
-def _check_numbers(name: str, output: Outputs, row: str) -> None:
-    import numpy as np
-
-    for key, array in output.items():
-        if array.dtype.kind == "f" and np.isnan(array).any():
-            holes = int(np.isnan(array).sum())
-            raise StepError(f"{name}: the output {key!r} is not a number (NaN) for {row}, in {holes} of its {array.size} values")
+def _check_numbers(name: str, output: Outputs, row: str, model: ModelArtifact, feeds: Feeds) -> None:
+    if said := non_finite.holes(output):
+        raise StepError(f"{name}: {said} for {row}{non_finite.begins(model, feeds)}")
 
 
 # --- scoring
@@ -269,6 +271,14 @@ def _own_metrics(
             if name in means[candidate] and name in means[baseline] and sample.metric not in fidelity.METRICS:
                 own[f"{name}_drop_vs_{baseline}"] = worse * (means[baseline][name] - means[candidate][name])
     return own
+
+
+def _repeated(table: Table) -> Iterator[Note]:
+    """Every interval takes the rows to be independent."""
+    if more := len(table) - table.different:
+        level = Level.WARNING if more > REPEATED_SHARE * len(table) else Level.INFO
+        text = f"{more} of {len(table)} rows repeat another: they are no further evidence, and intervals are narrower than they should be"
+        yield Note(text=text, level=level)
 
 
 def _notes(samples: Sequence[Samples], candidates: Sequence[str], from_task: Sequence[str]) -> Iterator[Note]:

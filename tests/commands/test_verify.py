@@ -68,6 +68,7 @@ class Recorded:
             status=Status.GATE_FAILED,
             key="validate",
             gates=tuple(result for gate in asked for result in gates.judge(gate, samples, ["compile"])),
+            subjects={name: {"accuracy": sum(map(float, values)) / len(values)} for name, values in SAMPLES.values.items()},  # type: ignore[arg-type]
             artifact=artifact,
             files=str(self.store.files(measured.files)),
         )
@@ -123,17 +124,18 @@ def test_a_run_that_holds(home: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert model is not None
     assert main(["verify"]) == ExitCode.PASS
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(maxsplit=1)[0] for line in lines[1:-1]] == ["ok"] * 7
+    assert [line.split(maxsplit=1)[0] for line in lines[1:-1]] == ["ok"] * 8
     assert [" ".join(line.split()) for line in lines] == [
         "20260101-r-1 (gate_failed)",
         f"ok recipe digest {run.record.recipe_digest[:12]} is that of the recorded text",
         f"ok compile, validate object {model.digest[:12]} is as it was sealed",
         f"ok files of validate object {files[:12]} is as it was sealed",
+        "ok figures of validate follow from the recorded samples",
         "ok validate: accuracy max_drop 0.2 of compile pass follows from the recorded samples",
         "ok validate: accuracy max_drop 0.01 by genre of compile fail follows from the recorded samples",
         f"ok hardware this machine ({run.record.hardware.fingerprint})",
         "ok libraries the versions that it was measured with",
-        "holds: 7 ok, 0 wrong, 0 to note",
+        "holds: 8 ok, 0 wrong, 0 to note",
     ]
 
 
@@ -184,6 +186,21 @@ def test_a_figure_that_does_not_follow_is_found(home: Path, capsys: pytest.Captu
     [(subject, detail)] = verified(home, capsys).items()
     assert subject == "validate: accuracy max_drop 0.2 of compile"
     assert detail.startswith("another estimate, interval is recorded than the samples give: accuracy of compile fell by 0.075")
+
+
+def test_a_figure_of_a_model_that_does_not_follow_is_found(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Recorded(home)
+    run.change(lambda document: document["nodes"][1]["subjects"]["compile"].update(accuracy=0.99))
+    text = "accuracy of compile is recorded as 0.99, and the samples say 0.925"
+    assert verified(home, capsys) == {"figures of validate": text}
+
+
+def test_other_words_than_this_version_s_are_noted(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Recorded(home)
+    run.change(lambda document: document["nodes"][1]["gates"][0].update(reason="as good as new"))
+    [(subject, detail)] = verified(home, capsys, ExitCode.PASS).items()
+    assert subject == "words of validate: accuracy max_drop 0.2 of compile"
+    assert detail.startswith("this version of ioptim says it otherwise: accuracy of compile fell by 0.075 against source")
 
 
 def test_a_softened_bound_is_found(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

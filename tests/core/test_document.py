@@ -65,6 +65,10 @@ def test_numbers_with_an_exponent_need_no_point() -> None:
     assert data == {"a": 0.0002, "b": 1000.0, "c": "2e-4", "d": "2e", "e": 150.0}
 
 
+def test_on_and_off_are_names_of_choices() -> None:
+    assert document.parse("a: off\nb: On\nc: yes\nd: false\n").data == {"a": "off", "b": "on", "c": True, "d": False}
+
+
 def test_not_yaml_and_not_text(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="line 2: this is not YAML: while parsing a flow sequence did not find expected"):
         document.parse("a: [1, 2\n")

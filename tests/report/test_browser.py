@@ -17,6 +17,10 @@ WIDTHS = (400, 1400)
 UNFOLD = "document.querySelectorAll('details').forEach(fold => fold.open = true)"
 COLOUR_OF_TEXT = "getComputedStyle(document.querySelector('.main-svg .xtick text')).fill"
 VISIBLE = "checkVisibility({contentVisibilityAuto: true})"
+CUT_OFF = """[...document.querySelectorAll('.main-svg .xtitle')].filter(title => {
+  const [text, frame] = [title, title.closest('.main-svg')].map(each => each.getBoundingClientRect());
+  return text.left < frame.left || text.right > frame.right;
+}).map(title => title.textContent)"""
 BEYOND = "[...document.querySelectorAll('.main-svg')].filter(svg => svg.getBoundingClientRect().right > innerWidth).length"
 
 
@@ -58,6 +62,7 @@ def test_charts_are_drawn_in_silence_and_fit(chromium: Any, pages: dict[str, Pat
         assert chromium.run("[...document.querySelectorAll('.canvas')].every(canvas => canvas.querySelector('.main-svg .trace'))")
         assert chromium.run("document.documentElement.scrollWidth <= innerWidth")
         assert chromium.run(BEYOND) == 0
+        assert chromium.run(CUT_OFF) == []
     assert chromium.complaints == []
     assert chromium.requests == [pages[kind].as_uri()]
     assert chromium.run("performance.getEntriesByType('resource').map(entry => entry.name)") == []

@@ -69,10 +69,24 @@ def test_points_keep_labels_intervals_and_gaps() -> None:
     series = Series(name="m", x=(1.0, 2.0), y=(10.0, None), low=(9.0, None), high=(12.0, None), labels=("first", "second"))
     plot = drawn(chart("points", series), TONES)
     [trace] = plot.traces
-    assert trace["mode"] == "markers" and trace["error_y"]["array"] == [2.0, None]
+    assert trace["mode"] == "markers+text" and trace["error_y"]["array"] == [2.0, None]
+    assert (trace["text"], trace["textposition"]) == (["first", "second"], ["middle right", "middle left"])
     assert trace["hovertext"][0] == "m<br>first<br>x: 1<br>y: 10<br>interval 9 to 12"
     assert plot.reading == "Of 2 points, 1 without a value."
     assert plot.table.rows == (("m", "first", 1.0, 10.0, "9 to 12"), ("m", "second", 2.0, None, ""))
+
+
+def test_a_point_right_beside_a_named_one_goes_without_a_name() -> None:
+    series = Series(name="m", x=(0.0, 9.0, 10.0), y=(0.0, 5.0, 5.1), labels=("a", "b", "c"))
+    series = series.model_copy(update={"x": (*series.x, 10.0), "y": (*series.y, 10.0), "labels": (*series.labels, "d")})
+    assert drawn(chart("points", series), TONES).traces[0]["text"] == ["a", "b", "", "d"]
+
+
+def test_only_a_few_points_of_the_only_series_are_named_in_the_drawing() -> None:
+    few = Series(name="m", x=(1.0, 2.0), y=(1.0, 2.0), labels=("a", "b"))
+    many = Series(name="m", x=tuple(map(float, range(13))), y=(1.0,) * 13, labels=tuple(f"layer{i}" for i in range(13)))
+    for series in ((few, few.model_copy(update={"name": "n"})), (many,), (few.model_copy(update={"labels": ("same", "same")}),)):
+        assert all(trace["mode"] == "markers" for trace in drawn(chart("points", *series), TONES).traces)
 
 
 def test_what_a_logarithmic_axis_cannot_show_is_counted() -> None:

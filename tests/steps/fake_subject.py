@@ -11,12 +11,14 @@ from ioptim.errors import UnavailableError
 
 
 class Subject:
-    """Of a model, `seconds` is what a row takes by itself; a batch takes half as long for each further row."""
+    """Of a model, `seconds` is what a row takes by itself; a batch takes half as long for each further row. With `slow_every: 3` every
+    third block takes ten times as long."""
 
     def __init__(self, argument: dict[str, Any]) -> None:
         self.model = json.loads((Path(argument["model"]) / "model.json").read_text())
         self.calls: list[Any] = [["logs", Path(argument["logs"]).name]]
         self.begun: dict[str, Any] | None = None
+        self.blocks = 0
         if self.model.get("unavailable"):
             raise UnavailableError("the runtime is not installed: pip install it")
 
@@ -34,7 +36,9 @@ class Subject:
         load, batch_size = argument["load"], argument["batch_size"]
         queries = load["queries"] // batch_size if load["scenario"] == "offline" else load["queries"]
         in_a_pass = max(1, self.rows // batch_size)
-        taken = [self._batch_s(batch_size) * (1 + 0.01 * (i % in_a_pass)) for i in range(queries)]
+        self.blocks += 1
+        busy = 10 if self.blocks % self.model.get("slow_every", 10**9) == 0 else 1
+        taken = [busy * self._batch_s(batch_size) * (1 + 0.01 * (i % in_a_pass)) for i in range(queries)]
         before, self.begun = self.begun, {"seconds": taken, "padded_share": 0.0, "overhead_s": 0.0}
         if load["scenario"] == "offline":
             self.begun["seconds"] = [sum(taken[: i + 1]) for i in range(queries)]

@@ -8,17 +8,20 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ioptim import hardware
+from ioptim import hardware, timing
 from ioptim.core.artifact import Format, ModelArtifact, seal
 from ioptim.core.gate import Gate
 from ioptim.core.metrics import Kind, Samples
 from ioptim.core.step import ChartFigure, Level, Outcome
 from ioptim.errors import StepError, UnavailableError
+from ioptim.gates import judge
 from ioptim.loadgen import Scenario
 from ioptim.plan import missing_text
 from ioptim.steps.benchmark import Benchmark
+from ioptim.steps.benchmark.rounds import Taken
 from ioptim.steps.benchmark.search import ServerLoad, Setting
 from ioptim.steps.benchmark.server import Served, Trial
+from ioptim.steps.benchmark.subjects import Asked, Block
 
 QUICK = Benchmark(blocks=8, duration_s=0.8, rows=4, batch_size=2)
 
@@ -205,6 +208,24 @@ def test_intervals_are_those_that_gates_judge_by(measured: tuple[Outcome, FakeCo
     assert ("latency_p90_ms", "compile", 2.06, None, None, 1) in intervals.rows  # 32 samples make one block for p90
 
 
+def test_every_figure_is_what_a_verdict_says_of_it(tmp_path: Path) -> None:
+    """The median of the blocks: a third of them on a busy machine moves neither, and the calls of all blocks together have another p90."""
+    step = Benchmark(blocks=9, duration_s=3, rows=4, batch_size=2)
+    source, compiled = artifact(tmp_path / "source", seconds=0.004), artifact(tmp_path / "int8", seconds=0.002, slow_every=3)
+    outcome, _ = measure(step, tmp_path / "out", {"compile": compiled}, {"source": source})
+    timed = ["latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "latency_mean_ms"]
+    judged = [each for each in outcome.samples if each.kind is Kind.BLOCKS and each.values["compile"]]
+    assert [each.metric.name for each in judged] == [*timed, "throughput_per_s"]
+    for each in judged:
+        gate = Gate(metric=each.metric.name, max_ratio=100)
+        (result,) = judge(gate, outcome.samples, ["compile"])
+        assert outcome.subjects["compile"][each.metric.name] == result.candidate_value
+        assert outcome.subjects["source"][each.metric.name] == result.baseline_value
+    assert outcome.subjects["compile"]["latency_p90_ms"] == pytest.approx(2 * 1.03)
+    calls = [call for each in chart(outcome, "Latency, single-stream").series if each.name == "compile" for call in each.y]
+    assert timing.percentile([y for y in calls if y is not None], 0.9) == pytest.approx(20, rel=0.1)
+
+
 def test_charts_are_small_and_hold_every_model(tmp_path: Path) -> None:
     step = Benchmark(blocks=6, duration_s=6, rows=4, scenarios=(Scenario.SINGLE_STREAM,))
     outcome, _ = measure(step, tmp_path / "out", {"compile": artifact(tmp_path / "fast", seconds=0.001)})
@@ -314,6 +335,18 @@ def test_a_busy_machine_is_told_and_measured_for_longer(monkeypatch: pytest.Monk
     assert len(sample(outcome, "throughput_per_s").values["compile"]) == 12
 
 
+def test_models_that_were_not_stable_are_told_together() -> None:
+    medians = {"source": (1.473,), "fp32": (0.0428, 0.0254, 0.0712), "torch": (0.2, 1.48), "compile": (0.01, 0.01, 0.01)}
+    warm_ups = {name: timing.WarmUp(each, name == "compile") for name, each in medians.items()}
+    block = Block([0.01], 0.0, 0.0)
+    taken = Taken(Scenario.OFFLINE, Asked(Scenario.OFFLINE, 1, 1, 0), {name: [block] for name in medians}, warm_ups)
+    assert [note.text for note in taken.notes()][:2] == [
+        "offline: source (1473 ms), torch (200, 1480 ms) had no time for the 3 warm-up blocks that show whether a model is stable;"
+        " figures may carry that noise",
+        "offline: not stable within 3% at the end of the warm-up: fp32 (42.8, 25.4, 71.2 ms); figures carry that noise",
+    ]
+
+
 def test_a_harness_that_takes_too_much_is_told(tmp_path: Path) -> None:
     outcome, _ = measure(QUICK, tmp_path / "out", {"compile": artifact(tmp_path / "m", seconds=0.001, floor_s=5e-5)})
     said = (
@@ -355,6 +388,21 @@ def test_cost_of_a_million_rows_at_the_offline_throughput(tmp_path: Path) -> Non
     outcome, _ = measure(QUICK, tmp_path / "out", {"compile": artifact(tmp_path / "m", seconds=0.002)}, price=3.6)
     assert outcome.metrics["cost_per_million"] == pytest.approx(3.6 / 3600 / outcome.metrics["throughput_per_s"] * 1e6)
     assert len(sample(outcome, "cost_per_million").values["compile"]) == 8
+
+
+def test_gates_that_can_never_be_decided_are_objected_to() -> None:
+    gates = (
+        Gate(metric="latency_p50_ms", max_drop=0.1),
+        Gate(metric="size_bytes", min_speedup=2),
+        Gate(metric="throughput_per_s", min_speedup=2, confidence=0.99),
+        Gate(metric="size_bytes", max_ratio=1),
+    )
+    where = SimpleNamespace(targets=[])
+    assert Benchmark(blocks=7, gates=gates).check(where) == [  # type: ignore[arg-type]
+        "gate on latency_p50_ms: max_drop does not fit this metric; use one of max_ratio, min_ratio, min_speedup, min_value, max_value",
+        "gate on size_bytes: min_speedup does not fit this metric; use one of max_ratio, min_ratio, min_value, max_value",
+        "gate on throughput_per_s: 7 blocks can never decide at 99 % confidence; set blocks to 8 or more",
+    ]
 
 
 def test_a_gate_on_the_cost_needs_a_price() -> None:
@@ -427,7 +475,7 @@ def test_a_model_that_never_meets_the_bound(tmp_path: Path) -> None:
     assert "server_rate_per_s" not in outcome.metrics
     (said,) = texts(outcome, Level.WARNING)
     assert said.startswith("server: no rate of compile meets 1 ms at p99: at ")
-    assert outcome.tables[1].rows == (("compile", *[None] * 9),)
+    assert outcome.tables[1].rows == (("compile", *[None] * 10),)
 
 
 def test_a_search_without_time_says_so(tmp_path: Path) -> None:

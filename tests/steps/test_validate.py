@@ -184,6 +184,14 @@ def test_notes_count_changed_rows_and_pass_on_what_was_cut(tmp_path: Path) -> No
     ]
 
 
+def test_rows_that_repeat_others_are_counted(tmp_path: Path) -> None:
+    again = Table(columns={name: [*column, column[0]] for name, column in TABLE.columns.items()}, rows=(*TABLE.rows, "again"), origin="t")
+    ctx = FakeContext(tmp_path, {"source": FakeSession(parity), "int8": FakeSession(parity)}, ["int8"], again)
+    notes = Validate().run(ctx.candidates["int8"], ctx).notes  # type: ignore[arg-type]
+    text = "1 of 7 rows repeat another: they are no further evidence, and intervals are narrower than they should be"
+    assert (notes[0].text, notes[0].level) == (text, Level.WARNING)
+
+
 def test_changed_rows_are_shown_losses_first(tmp_path: Path) -> None:
     outcome, _ = run(tmp_path, source=parity, int8=afraid_of_v)
     changed = outcome.tables[1]
@@ -218,7 +226,7 @@ def test_nan_in_an_output_names_model_output_and_row(tmp_path: Path) -> None:
 
     with pytest.raises(StepError) as raised:
         run(tmp_path, source=parity, int8=broken)
-    assert str(raised.value) == "int8: the output 'logits' is not a number (NaN) for test.tsv:4, in 2 of its 2 values"
+    assert str(raised.value) == "int8: the output 'logits' is not a number (NaN) in 2 of its 2 values for test.tsv:4"
 
 
 def test_sessions_are_closed_when_a_model_fails(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import ClassVar, Literal, Self
@@ -10,10 +10,12 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from ioptim.core.artifact import ModelArtifact
-from ioptim.core.metrics import Metric
+from ioptim.core.gate import Gate, fitting_bounds
+from ioptim.core.metrics import Kind, Metric
 from ioptim.core.step import Context, MeasuringStep, Outcome, Where
 from ioptim.core.task import Task
 from ioptim.energy import Meter
+from ioptim.intervals import fewest_for_quantile
 from ioptim.loadgen import Scenario
 from ioptim.steps.benchmark.result import Result
 from ioptim.steps.benchmark.rounds import Rounds, Taken
@@ -74,10 +76,22 @@ class Benchmark(MeasuringStep):
         return self
 
     def check(self, where: Where) -> list[str]:
+        """A gate whose bound does not fit its metric, that so few blocks can never decide, or on a cost without a price."""
+        known = {metric.name: metric for metric in self._metrics()}
+        found = [f"gate on {gate.metric}: {text}" for gate in self.gates if gate.metric in known for text in self._objections(gate, known)]
         if not any(gate.metric == COST.name for gate in self.gates):
-            return []
+            return found
         free = [target.name for target in where.targets if target.price_per_hour is None]
-        return [f"{COST.name} needs a price: add price_per_hour to the target {name}" for name in free]
+        return [*found, *(f"{COST.name} needs a price: add price_per_hour to the target {name}" for name in free)]
+
+    def _objections(self, gate: Gate, known: Mapping[str, Metric]) -> Iterator[str]:
+        exact = known[gate.metric] in (MEMORY, SIZE)
+        fitting = fitting_bounds(Kind.EXACT if exact else Kind.BLOCKS, known[gate.metric])
+        if gate.bound[0] not in fitting:
+            yield f"{gate.bound[0]} does not fit this metric; use one of {', '.join(fitting)}"
+        fewest = fewest_for_quantile(0.5, gate.confidence)
+        if not exact and not gate.metric.startswith("server_") and self.blocks < fewest:
+            yield f"{self.blocks} blocks can never decide at {gate.confidence * 100:.4g} % confidence; set blocks to {fewest} or more"
 
     def metric_names(self, task: Task) -> Sequence[str]:
         return [metric.name for metric in self._metrics()]

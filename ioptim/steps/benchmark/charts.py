@@ -35,7 +35,8 @@ def _latencies(scenario: Scenario, taken: Taken) -> ChartFigure:
         x_label="model",
         y_label=f"milliseconds of {_WHAT[scenario]}",
         series=tuple(series),
-        note="Every call counts: a second hump is often another input length, a long tail another process on the machine.",
+        note="All calls of all blocks: a second hump is often another input length, a long tail another process on the machine. In the"
+        " tables and verdicts a percentile is taken block by block, and the median of the blocks is shown.",
     )
 
 
@@ -50,6 +51,7 @@ def _warm_up(scenario: Scenario, taken: Taken) -> ChartFigure:
         x_label="warm-up block",
         y_label="median milliseconds",
         series=tuple(series),
+        log_y=True,
         note="Measuring begins when three blocks in a row agree within 3 %; none of these blocks is in any figure.",
     )
 
@@ -59,10 +61,12 @@ def _rates(served: Mapping[str, Served]) -> ChartFigure:
     series = []
     for name, one in served.items():
         trials = sorted([*one.trials, *one.rounds], key=lambda trial: trial.rate_per_s)
+        if not trials:
+            continue
         x = tuple(round(trial.rate_per_s, 3) for trial in trials)
         series.append(Series(name=name, x=x, y=tuple(trial.tail_s * 1e3 for trial in trials), labels=tuple(map(_label, trials))))
     rates = [x for each in series for x in each.x if not isinstance(x, str)]
-    bound = Series(name="bound", x=(min(rates), max(rates)), y=(asked.latency_bound_ms,) * 2, line=True)
+    bound = Series(name="bound", x=(min(rates) * 0.9, max(rates) * 1.1), y=(asked.latency_bound_ms,) * 2, line=True)
     return ChartFigure(
         title=f"Server: {asked.p} against the rate of arrivals",
         kind="points",

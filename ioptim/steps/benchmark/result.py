@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ioptim.core.metrics import Kind, Metric, Samples
@@ -61,11 +62,12 @@ class Result:
         )
 
     def _figures(self, subject: Subject) -> dict[str, float]:
-        """Every figure of a model that its samples support."""
+        """Every figure of a model that its samples support: of what is measured in blocks their median, as gates say it."""
         found: dict[str, float | None] = {}
         for scenario, taken in self.taken.items():
             blocks = taken.seconds(subject.name)
-            found |= {figure.metric.name: figure.of_all(blocks, taken.asked.rows) for figure in FIGURES[scenario]}
+            of_blocks = {figure.metric.name: figure.of_blocks(blocks, taken.asked.rows) for figure in FIGURES[scenario]}
+            found |= {name: median(values) if values else None for name, values in of_blocks.items()}
         if single := self.taken.get(Scenario.SINGLE_STREAM):
             found["n"] = sum(map(len, single.seconds(subject.name)))
         if served := self.served.get(subject.name):

@@ -16,13 +16,11 @@ Blocks = Sequence[Sequence[float]]
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric and how it comes out of blocks. `rows` is how many rows a block answers."""
+    """A metric and its value in each block; that of all blocks is their median. `rows` is how many rows a block answers."""
 
     metric: Metric
     of_blocks: Callable[[Blocks, int], list[float]]
-    """One value for each block, or for as few neighbouring ones together as support it: what gates are judged from."""
-    of_all: Callable[[Blocks, int], float | None]
-    """The value over all samples; None where they are too few."""
+    """One value for each block, or for as few neighbouring ones together as support it; none where all together do not."""
 
 
 def _metric(name: str, description: str) -> Metric:
@@ -30,22 +28,20 @@ def _metric(name: str, description: str) -> Metric:
 
 
 def _quantile(name: str, quantile: float, what: str) -> Figure:
-    share = "median time" if quantile == 0.5 else f"time within which {quantile:.0%} end"
     return Figure(
-        _metric(name, f"{share} of {what}"),
+        _metric(name, f"time within which {quantile:.0%} of {what} end"),
         lambda blocks, rows: [value * 1e3 for value in timing.block_percentiles(blocks, quantile)],
-        lambda blocks, rows: _milliseconds(timing.percentile([s for block in blocks for s in block], quantile)),
     )
 
 
 def _median(name: str, what: str) -> Figure:
     """Of a block, however short, the plain median."""
-    overall = _quantile(name, 0.5, what)
-    return Figure(overall.metric, lambda blocks, rows: [statistics.median(block) * 1e3 for block in blocks], overall.of_all)
 
+    def of_blocks(blocks: Blocks, rows: int) -> list[float]:
+        known = sum(map(len, blocks)) >= timing.fewest_for(0.5)
+        return [statistics.median(block) * 1e3 for block in blocks] if known else []
 
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds * 1e3
+    return Figure(_metric(name, f"median time of {what}"), of_blocks)
 
 
 _ROW, _QUERY = "the calls with one row", "the multi-stream queries"
@@ -53,12 +49,10 @@ P50 = _median("latency_p50_ms", _ROW)
 MEAN = Figure(
     _metric("latency_mean_ms", f"mean time of {_ROW}"),
     lambda blocks, rows: [statistics.fmean(block) * 1e3 for block in blocks],
-    lambda blocks, rows: statistics.fmean([s for block in blocks for s in block]) * 1e3,
 )
 THROUGHPUT = Figure(
     Metric(name="throughput_per_s", higher_is_better=True, description="rows per second in full batches", unit="rows/s"),
     lambda blocks, rows: [rows / max(block) for block in blocks],
-    lambda blocks, rows: rows * len(blocks) / sum(map(max, blocks)),
 )
 FIGURES: dict[Scenario, tuple[Figure, ...]] = {
     Scenario.SINGLE_STREAM: (P50, _quantile("latency_p90_ms", 0.9, _ROW), _quantile("latency_p99_ms", 0.99, _ROW), MEAN),

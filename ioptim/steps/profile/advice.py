@@ -12,6 +12,7 @@ from ioptim.steps.profile.findings import Findings, Layer
 WORTH_SAYING = 0.05
 """Share of the time below which nothing is said."""
 FUSIBLE = ("softmax", "normalization", "activations", "elementwise", "copies and layout")
+COMPILE = "add `- step: compile`"
 SMALLER = {INT8: 4, BFLOAT16: 2}
 """Bytes of a float32 weight ÷ bytes of the same weight in this precision."""
 
@@ -127,7 +128,7 @@ def _fusion(found: Findings, where: Situation) -> Advice | None:
         f" the products ({_kinds(small)}): fusing all of them away is worth at most {at_most:.1f}x"
     )
     if where.runtime is None:
-        return Advice(text, "- step: compile", share, at_most)
+        return Advice(text, COMPILE, share, at_most)
     return Advice(f"{text}; attention is not fused", "targets[].runtime.fusions=true, or steps.quantize.fuse=on", share, at_most)
 
 
@@ -140,7 +141,7 @@ def _between(found: Findings, where: Situation) -> Advice | None:
     if share < WORTH_SAYING:
         return None
     text = f"{share:.0%} of a row's time is outside operators (Python between them): a compiled graph is worth at most {1 / inside:.1f}x"
-    return Advice(text, "- step: compile", share, 1 / inside)
+    return Advice(text, COMPILE, share, 1 / inside)
 
 
 def _reorders(found: Findings, where: Situation) -> Advice | None:

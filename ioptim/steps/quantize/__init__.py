@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator
 
+from ioptim import non_finite
 from ioptim.core.artifact import Format, ModelArtifact
 from ioptim.core.base import Frozen
 from ioptim.core.registry import did_you_mean
@@ -148,11 +149,13 @@ class Quantize(Step):
 
     def run(self, model: ModelArtifact, ctx: Context) -> Outcome:
         spec = SCHEMES[self.scheme]
+        if broken := non_finite.nan_weights(model.model_path):
+            raise StepError(f"weights of the model to quantize hold NaN: {_outputs.listed(broken)}. They have no int8 or float16 form")
         out = ctx.out / "model"
         out.mkdir()
         with _outputs.scratch_folder(ctx.out) as scratch:
             made = spec.make(self, model, ctx, out, scratch)
-        self._require(made)
+        self._require(made, ModelArtifact(path=out, format=spec.produces, entry=made.entry))
         after = _outputs.size_of(out)
         differences = _outputs.largest_difference(made.outputs, made.reference)
         metrics = {
@@ -174,7 +177,7 @@ class Quantize(Step):
             facts=facts,
         )
 
-    def _require(self, made: Made) -> None:
+    def _require(self, made: Made, written: ModelArtifact) -> None:
         """Something was quantized, everything asked for was, and the result computes numbers."""
         quantized = [layer for layer in made.layers if layer.quantized]
         if not quantized:
@@ -187,7 +190,8 @@ class Quantize(Step):
                 f"{len(left)} of {len(made.layers)} layers could not be quantized: {groups}. Name them in `exclude_nodes`, or set"
                 " `on_unsupported: skip` to leave them in float"
             )
-        _outputs.require_finite(made.outputs, f"the {self.scheme.value} model")
+        what = f"the {self.scheme.value} model"
+        _outputs.require_finite(made.outputs, what, lambda run: non_finite.begins(written, made.feeds[run]))
 
 
 def _about_scheme(step: Quantize, where: Where) -> list[str]:

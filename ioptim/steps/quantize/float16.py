@@ -40,4 +40,4 @@ def make(step: Quantize, model: ModelArtifact, ctx: Context, out: Path, scratch:
     save_graph(made, out / ENTRY)
     ctx.progress(0.8, "comparing outputs")
     outputs = _outputs.run_onnx(out / ENTRY, feeds, ctx.hardware.threads)
-    return Made(ENTRY, judge(layers, made, low={FLOAT16}), reference, outputs)
+    return Made(ENTRY, judge(layers, made, low={FLOAT16}), reference, outputs, feeds)

@@ -82,6 +82,7 @@ def _made(
         judge(mixed.mark(graph.layers), made),
         reference=_outputs.run_onnx(model.model_path, feeds, threads),
         outputs=_outputs.run_onnx(out / ENTRY, feeds, threads),
+        feeds=feeds,
         notes=(*notes, *graph.notes, *mixed.notes),
         metrics={**fused, **(metrics or {}), **mixed.metrics},
         facts={**({"fused": graph.fused} if graph.fused else {}), **mixed.facts},

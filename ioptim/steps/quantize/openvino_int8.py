@@ -65,7 +65,7 @@ def make(step: Quantize, model: ModelArtifact, ctx: Context, out: Path, scratch:
     products = _quantized_products(made)
     judged = [_judged(layer, done, products) for layer in layers]
     metrics = {"calibration_samples": float(sum(len(next(iter(feed.values()))) for feed in reading))}
-    return Made(ENTRY, judged, reference, outputs, tuple(notes), metrics)
+    return Made(ENTRY, judged, reference, outputs, feeds, tuple(notes), metrics)
 
 
 def _parameters(step: Quantize) -> Any:

@@ -102,7 +102,7 @@ def test_bfloat16_where_the_cpu_has_it() -> None:
 def test_fusing_before_and_after_compilation() -> None:
     profile = found(other(0.75), other(0.15, "Add"), other(0.1, "Softmax"))
     text = "25% of the time is in 2 small operators a row between the products (elementwise and softmax): fusing all of them away is worth"
-    assert [str(one) for one in advise(profile, ONNX)] == [f"{text} at most 1.3x: - step: compile"]
+    assert [str(one) for one in advise(profile, ONNX)] == [f"{text} at most 1.3x: add `- step: compile`"]
     compiled = advise(profile, Situation(Format.ONNX, "onnxruntime"))
     assert [str(one) for one in compiled] == [
         f"{text} at most 1.3x; attention is not fused: targets[].runtime.fusions=true, or steps.quantize.fuse=on"
@@ -113,7 +113,7 @@ def test_fusing_before_and_after_compilation() -> None:
 def test_time_outside_operators_is_torchs() -> None:
     profile = found(other(1.0), operators=[Operator("aten::mm", 1, 0.8)], profiled_s=1.0)
     assert [str(one) for one in advise(profile, Situation(Format.TORCH))] == [
-        "20% of a row's time is outside operators (Python between them): a compiled graph is worth at most 1.2x: - step: compile"
+        "20% of a row's time is outside operators (Python between them): a compiled graph is worth at most 1.2x: add `- step: compile`"
     ]
     assert advise(profile, ONNX) == []
 
@@ -144,4 +144,4 @@ def test_embeddings_gain_size_not_speed() -> None:
 def test_the_largest_gain_comes_first() -> None:
     profile = found(product(0.5, 50e9), other(0.5, "Add"))
     said = advise(profile, ONNX)
-    assert [one.change for one in said] == ["- step: compile", "steps.quantize.scheme=int8-dynamic"]
+    assert [one.change for one in said] == ["add `- step: compile`", "steps.quantize.scheme=int8-dynamic"]

@@ -346,9 +346,25 @@ def test_a_model_that_computes_no_numbers_is_refused(make_onnx: Callable[..., Mo
         helper.make_node("Gather", ["l", "first"], ["z"], "gather", axis=1),
     ]
     model = make_onnx(nodes, {"w": weight, "first": np.array([0])}, {"x": 4}, {"z": 1})
-    message = re.escape("the output 'z' of the int8-dynamic model holds NaN or infinity on a valid input")
+    said = "the output 'z' of the int8-dynamic model holds NaN or infinity on a valid input"
+    message = re.escape(f"{said}; infinity begins in the layer 'log' (Log)")
     with pytest.raises(StepError, match=message):
         run(model, context(), scheme="int8-dynamic", per_channel=False)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "float16"])
+def test_weights_that_hold_nan_are_named(
+    make_onnx: Callable[..., ModelArtifact], context: Callable[..., Any], scheme: str
+) -> None:
+    import numpy as np
+    from onnx import helper
+
+    weight = np.full((4, 4), np.nan, np.float32)
+    model = make_onnx([helper.make_node("MatMul", ["x", "w"], ["y"], "m")], {"w": weight}, {"x": 4}, {"y": 4})
+    message = "weights of the model to quantize hold NaN: w. They have no int8 or float16 form"
+    with pytest.raises(StepError, match=message):
+        run(model, context(), scheme=scheme)
 
 
 def test_a_layer_the_quantizer_left_is_told_apart() -> None:
