@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from ioptim.core.document import Loc
 from ioptim.core.source import DataSource, ModelSource
 from ioptim.core.step import MeasuringStep
 from ioptim.core.target import Hardware
@@ -26,7 +27,8 @@ class Plan:
     loaded: Loaded
     hardware: Hardware
     nodes: tuple[Node, ...]
-    model_source: ModelSource | None
+    model_sources: Mapping[str, ModelSource]
+    """What each `source` node brings in, by its id."""
     data_sources: Mapping[str, DataSource]
     root: Path | None = None
     objections: tuple[Problem, ...] = ()
@@ -85,7 +87,11 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
     grower = Grower(loaded, hardware, steps, problems)
     for step_id in order:
         grower.grow(step_id)
-    model = _source_of(lambda: model_source(recipe.model, loaded.folder, root), loaded, ("model", "source"), problems)
+    models: dict[str, ModelSource] = {}
+    for node_id, (spec, loc) in grower.brought.items():
+        model = _source_of(lambda spec=spec: model_source(spec, loaded.folder, root), loaded, loc, problems)  # type: ignore[misc]
+        if model is not None:
+            models[node_id] = model
     data: dict[str, DataSource] = {}
     used = {role for node in grower.nodes for role in node.step.data_roles()}
     for role in ("calibration", "training", "dev", "validation"):
@@ -107,7 +113,7 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
         loaded,
         hardware,
         tuple(grower.nodes),
-        model,
+        models,
         data,
         root,
         tuple(objections),
@@ -130,7 +136,7 @@ def installed(distribution: str) -> bool:
 T = TypeVar("T", ModelSource, DataSource)
 
 
-def _source_of(make: Callable[[], T], loaded: Loaded, loc: tuple[str, ...], problems: list[Problem]) -> T | None:
+def _source_of(make: Callable[[], T], loaded: Loaded, loc: Loc, problems: list[Problem]) -> T | None:
     """The source, with its objections put down; None when there is no such source."""
     try:
         source = make()
