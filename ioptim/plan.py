@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from ioptim.core.artifact import Format
 from ioptim.core.document import Loc
+from ioptim.core.outline import Outline
 from ioptim.core.source import DataSource, ModelSource
 from ioptim.core.step import MeasuringStep
 from ioptim.core.target import Hardware
-from ioptim.errors import IoptimError, PlanError, Problem, UnavailableError
+from ioptim.errors import IoptimError, PlanError, Problem, StepError, UnavailableError
 from ioptim.graph import Grower, Node, in_order, named_steps
 from ioptim.recipe import Loaded
 from ioptim.sources import data_source, model_source
@@ -34,6 +36,8 @@ class Plan:
     objections: tuple[Problem, ...] = ()
     missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Distributions that are not installed: the nodes that need each."""
+    outlines: Mapping[str, Outline] = field(default_factory=dict)
+    """What the torch models will be like, by node, as far as it can be known before anything runs."""
 
     def node(self, node_id: str) -> Node:
         return next(node for node in self.nodes if node.id == node_id)
@@ -92,6 +96,7 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
         model = _source_of(lambda spec=spec: model_source(spec, loaded.folder, root), loaded, loc, problems)  # type: ignore[misc]
         if model is not None:
             models[node_id] = model
+    outlines = _outlines(grower, models, problems)
     data: dict[str, DataSource] = {}
     used = {role for node in grower.nodes for role in node.step.data_roles()}
     for role in ("calibration", "training", "dev", "validation"):
@@ -118,6 +123,7 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
         root,
         tuple(objections),
         {k: tuple(v) for k, v in missing.items()},
+        outlines,
     )
 
 
@@ -145,6 +151,30 @@ def _source_of(make: Callable[[], T], loaded: Loaded, loc: Loc, problems: list[P
         return None
     problems += [loaded.problem(loc, text) for text in source.check()]
     return source
+
+
+def changes_shape(node: Node) -> bool:
+    """Whether a step makes another torch model out of one: a smaller one, or the same with other weights."""
+    return node.step.transforms and node.model is not None and node.where.format is node.format is Format.TORCH
+
+
+def _outlines(grower: Grower, models: Mapping[str, ModelSource], problems: list[Problem]) -> dict[str, Outline]:
+    """Read from headers, carried through the steps; nothing where no step asks for it. A step's objection to them is the plan's."""
+    if not any(changes_shape(node) for node in grower.nodes):
+        return {}
+    index = {node: grower.steps[step_id].index for step_id, made in grower.made.items() if step_id in grower.steps for node in made}
+    found: dict[str, Outline | None] = {}
+    for node in grower.nodes:
+        if node.id in models and not models[node.id].check():
+            found[node.id] = models[node.id].outline()
+        if not changes_shape(node) or node.model is None:
+            continue
+        others = {name: found.get(provider) for name, provider in node.baselines.items()}
+        try:
+            found[node.id] = node.step.outline(found.get(node.model), others)
+        except StepError as error:
+            problems.append(grower.loaded.problem(("steps", index[node.id]), str(error)))
+    return {node: outline for node, outline in found.items() if outline is not None}
 
 
 def _seen_before(loaded: Loaded, data: Mapping[str, DataSource]) -> list[Problem]:

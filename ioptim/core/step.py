@@ -14,6 +14,7 @@ from ioptim.core.artifact import Format, ModelArtifact, TensorSpec
 from ioptim.core.base import Frozen
 from ioptim.core.gate import Gate
 from ioptim.core.metrics import Samples
+from ioptim.core.outline import Outline
 
 if TYPE_CHECKING:
     from ioptim.core.runtime import Runtime, Session, Target
@@ -227,6 +228,15 @@ class Step(Frozen, ABC):
     def brings(self) -> Mapping[str, ModelSpec]:
         """Models of the user's that no step made, by the field that names each; the plan brings them in as it does the recipe's."""
         return {}
+
+    def outline(self, arriving: Outline | None, others: Mapping[str, Outline | None]) -> Outline | None:
+        """What the model that leaves will be like, as far as that follows from the one that arrives and from `others` (by field);
+        None where only running the step tells.
+
+        Raises:
+            StepError: what is asked for cannot be made of them; an objection of the plan.
+        """
+        return None
 
     def data_roles(self) -> tuple[str, ...]:
         """The data this configuration of the step reads; part of the key, and required in the recipe."""

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from ioptim.core.artifact import Format, ModelArtifact
 from ioptim.core.base import Frozen
+from ioptim.core.outline import Outline
 from ioptim.core.source import ModelSpec
 from ioptim.core.step import Context, Level, Note, Outcome, Step, Where
 from ioptim.errors import StepError
@@ -114,6 +115,21 @@ class Distill(Step):
     def brings(self) -> Mapping[str, ModelSpec]:
         source = self.student.source if self.student is not None else None
         return {"student": source} if source is not None else {}
+
+    def outline(self, arriving: Outline | None, others: Mapping[str, Outline | None]) -> Outline | None:
+        if self.student is None:
+            student = arriving
+        elif self.student.checkpoint is not None:
+            student = others.get("student")
+        elif arriving is not None and arriving.layers:
+            student = arriving.cut(self.student.chosen(arriving.layers), self.student.feed_forward)
+        else:
+            student = None
+        teacher = others.get("teacher", arriving)
+        if student is not None and teacher is not None and student.parameters > teacher.parameters:
+            text = f"the student has {student.parameters:,} parameters and its teacher {teacher.parameters:,}"
+            raise StepError(f"{text}: a student cannot be larger")
+        return student
 
     def data_roles(self) -> tuple[str, ...]:
         return ("training",) if self.held_out else self.uses_data
