@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,9 +13,12 @@ from ioptim import isolate
 from ioptim.core.step import Context
 from ioptim.errors import IoptimError
 
-RANK = "RANK"
-FIRST = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-"""They talk to each other over the loopback interface alone."""
+RANK, MEETING = "RANK", "IOPTIM_MEETING"
+"""Which of the processes this is; the file through which they find each other (no port is opened for it)."""
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""They talk over the loopback interface alone."""
+ENDS_S = 10.0
+"""How long another process may take to say why it ended."""
 
 
 def is_first() -> bool:
@@ -26,29 +28,50 @@ def is_first() -> bool:
 
 @contextmanager
 def several(count: int, cpu: bool, ctx: Context) -> Iterator[None]:
-    """Within it, `count` processes run this very step on this very request; accelerate finds them by their environment.
+    """Within it, `count` processes run this very step on this very request, and accelerate knows each of them.
 
     The others end when this one does, however it does. Where one of them fails all end, with its error.
     """
-    if count == 1 or RANK in os.environ:
+    if count == 1:
         yield
-        return
-    shared = {**FIRST, "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    shared |= {"ACCELERATE_USE_CPU": "true"} if cpu else {}
+    elif not is_first():
+        _meet(count, cpu)
+        yield
+    else:
+        with tempfile.TemporaryDirectory(dir=ctx.out.parent, ignore_cleanup_errors=True) as folder:
+            yield from _together(count, cpu, ctx, Path(folder))
+
+
+def _together(count: int, cpu: bool, ctx: Context, folder: Path) -> Iterator[None]:
+    shared = {**LOOPBACK, MEETING: str(folder / "meeting"), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(max(1, ctx.hardware.threads // count))} if cpu else {}
     failed: list[IoptimError] = []
-    with tempfile.TemporaryDirectory(dir=ctx.out.parent) as folder:
-        threads = [threading.Thread(target=_other, args=(ctx, rank, shared, Path(folder), failed), daemon=True) for rank in range(1, count)]
-        os.environ.update(_place(0) | shared)
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        except Exception as error:
-            if failed:  # its silence is what this process stumbled over
-                raise failed[0] from error
-            raise
-        for thread in threads:
-            thread.join()
+    others = [threading.Thread(target=_other, args=(ctx, rank, shared, folder, failed), daemon=True) for rank in range(1, count)]
+    os.environ.update(_place(0) | shared)
+    for other in others:
+        other.start()
+    try:
+        _meet(count, cpu)
+        yield
+    except IoptimError:
+        raise
+    except Exception as error:  # the silence of another, most likely: what it said is the reason
+        others[0].join(ENDS_S)
+        if failed:
+            raise failed[0] from error
+        raise
+    for other in others:
+        other.join()
+
+
+def _meet(count: int, cpu: bool) -> None:
+    """accelerate would open a port on every interface; it takes a group that is there already."""
+    import torch
+
+    meeting, rank = Path(os.environ[MEETING]), int(os.environ[RANK])
+    if not cpu:
+        torch.cuda.set_device(rank)
+    torch.distributed.init_process_group("gloo" if cpu else "nccl", init_method=meeting.as_uri(), rank=rank, world_size=count)
 
 
 def _other(ctx: Context, rank: int, shared: Mapping[str, str], folder: Path, failed: list[IoptimError]) -> None:
@@ -61,9 +84,3 @@ def _other(ctx: Context, rank: int, shared: Mapping[str, str], folder: Path, fai
 
 def _place(rank: int) -> dict[str, str]:
     return {RANK: str(rank), "LOCAL_RANK": str(rank)}
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
