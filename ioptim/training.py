@@ -175,8 +175,9 @@ class Training:
         from accelerate.utils import send_to_device
 
         settings, step = self.settings, self.progress.step
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * self._rate()
+        if step % settings.accumulate == 0:
+            for group in self.optimizer.param_groups:
+                group["lr"] = settings.learning_rate * self._rate()
         batch = send_to_device(self.batches[index], self.place.device)
         with torch.autocast(self.place.device.type, torch.bfloat16, enabled=settings.bf16):
             loss = self.loss(index, batch)
@@ -214,7 +215,11 @@ class Training:
     def _rate(self) -> float:
         """Of the learning rate: a linear rise over `warm_up` of the training, a half cosine down to zero after it."""
         done, warm = self._done(), self.settings.warm_up
-        return min(1.0, max(done, 1 / self.total) / warm) if done < warm else (1 + math.cos(math.pi * (done - warm) / (1 - warm))) / 2
+        return (
+            min(1.0, max(done, self.settings.accumulate / self.total) / warm)
+            if done < warm
+            else (1 + math.cos(math.pi * (done - warm) / (1 - warm))) / 2
+        )
 
     def _done(self) -> float:
         """Share of the training that is behind: of its steps or of its time, whichever is further."""

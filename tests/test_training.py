@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ioptim import training
+from ioptim import isolate, training
 from ioptim.errors import StepError
+from ioptim.steps.distill.processes import environment, meet, place
 from ioptim.training import Progress, Settings, Training
 
 torch = pytest.importorskip("torch")
@@ -27,9 +32,9 @@ SETTINGS = Settings(
 class Regression:
     """y = x·w with noise of dropout, learned by a module of one layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.2) -> None:
         torch.manual_seed(1)
-        self.module = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Dropout(0.2), torch.nn.Linear(16, 1))
+        self.module = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Dropout(dropout), torch.nn.Linear(16, 1))
         draw = torch.Generator().manual_seed(2)
         rows = torch.randn(80, 4, generator=draw)
         self.batches = [(rows[i : i + 8], rows[i : i + 8].sum(1, keepdim=True)) for i in range(0, 80, 8)]
@@ -67,6 +72,48 @@ def test_learns_and_keeps_the_best(tmp_path: Path) -> None:
     assert progress.step == 30 and [point.step for point in looked] == [5, 10, 15, 20, 25, 30]
     assert progress.best == max(point.quality for point in looked) > before / 4
     assert task.quality() == pytest.approx(progress.best)
+
+
+def train_in_processes(argument: dict[str, Any]) -> list[float]:
+    """The training of one of two processes; runs in it."""
+    meet(2, cpu=True)
+    training.CHECKPOINT_S = 0.0
+    task = Regression(dropout=0.0)
+    task.ends_at = argument["ends_at"]
+    try:
+        task.train(Path(argument["folder"]), replace(SETTINGS, accumulate=1))
+    except KeyboardInterrupt:
+        os._exit(9)  # as if killed: nothing is tidied up
+    return weights(task.module)
+
+
+def two_processes(folder: Path, ends_at: int | None = None) -> list[Any]:
+    """What both return, or the error of one that ended."""
+    folder.mkdir(exist_ok=True)
+    shared = environment(2, True, folder / f"meeting{ends_at}", threads=2)
+    argument = {"folder": str(folder / "state"), "ends_at": ends_at}
+
+    def one(rank: int) -> Any:
+        env = {**shared, **place(rank), "PYTHONPATH": os.pathsep.join(sys.path)}
+        try:
+            return isolate.call("test_training:train_in_processes", argument, log=folder / f"{rank}.log", env=env)
+        except StepError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, range(2)))
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_that_adds_up_two_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the middle and gone on with."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    alone = Regression(dropout=0.0)
+    alone.train(tmp_path / "alone")
+    assert all(isinstance(end, StepError) for end in two_processes(tmp_path / "two", ends_at=8))
+    assert json.loads((tmp_path / "two/state/state.json").read_text())["step"] == 8
+    first, second = two_processes(tmp_path / "two")
+    assert first == second == pytest.approx(weights(alone.module), abs=1e-5)
 
 
 @pytest.mark.parametrize("ends_at", [1, 7, 22])

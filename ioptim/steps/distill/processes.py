@@ -35,7 +35,7 @@ def several(count: int, cpu: bool, ctx: Context) -> Iterator[None]:
     if count == 1:
         yield
     elif not is_first():
-        _meet(count, cpu)
+        meet(count, cpu)
         yield
     else:
         with tempfile.TemporaryDirectory(dir=ctx.out.parent, ignore_cleanup_errors=True) as folder:
@@ -43,15 +43,14 @@ def several(count: int, cpu: bool, ctx: Context) -> Iterator[None]:
 
 
 def _together(count: int, cpu: bool, ctx: Context, folder: Path) -> Iterator[None]:
-    shared = {**LOOPBACK, MEETING: str(folder / "meeting"), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(max(1, ctx.hardware.threads // count))} if cpu else {}
+    shared = environment(count, cpu, folder / "meeting", ctx.hardware.threads)
     failed: list[IoptimError] = []
     others = [threading.Thread(target=_other, args=(ctx, rank, shared, folder, failed), daemon=True) for rank in range(1, count)]
-    os.environ.update(_place(0) | shared)
+    os.environ.update(shared | place(0))
     for other in others:
         other.start()
     try:
-        _meet(count, cpu)
+        meet(count, cpu)
         yield
     except IoptimError:
         raise
@@ -64,7 +63,18 @@ def _together(count: int, cpu: bool, ctx: Context, folder: Path) -> Iterator[Non
         other.join()
 
 
-def _meet(count: int, cpu: bool) -> None:
+def environment(count: int, cpu: bool, meeting: Path, threads: int) -> dict[str, str]:
+    """What every one of them is told, as accelerate reads it; `threads` of the machine are shared out on the CPU."""
+    told = {**LOOPBACK, MEETING: str(meeting), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return told | ({"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(max(1, threads // count))} if cpu else {})
+
+
+def place(rank: int) -> dict[str, str]:
+    """What one of them is told."""
+    return {RANK: str(rank), "LOCAL_RANK": str(rank)}
+
+
+def meet(count: int, cpu: bool) -> None:
     """accelerate would open a port on every interface; it takes a group that is there already."""
     import torch
 
@@ -77,10 +87,6 @@ def _meet(count: int, cpu: bool) -> None:
 def _other(ctx: Context, rank: int, shared: Mapping[str, str], folder: Path, failed: list[IoptimError]) -> None:
     (out := folder / str(rank)).mkdir()
     try:
-        isolate.call(ctx.step_worker, {**ctx.request, "out": str(out)}, log=folder / f"{rank}.log", env={**shared, **_place(rank)})
+        isolate.call(ctx.step_worker, {**ctx.request, "out": str(out)}, log=folder / f"{rank}.log", env={**shared, **place(rank)})
     except IoptimError as error:
         failed.append(error)
-
-
-def _place(rank: int) -> dict[str, str]:
-    return {RANK: str(rank), "LOCAL_RANK": str(rank)}
