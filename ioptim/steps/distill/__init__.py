@@ -151,7 +151,7 @@ class Distill(Step):
         chosen, task = self.losses or default_losses(where.task), where.task
         gpus = len(getattr(where.hardware, "gpus", ()))
         if self.device == "gpu" and (self.processes or 1) > gpus:
-            text = f"{self.processes or 1} GPUs are asked for, and this machine has {gpus or 'none'}"
+            text = f"device: gpu needs {self.processes or 1} of them, and this machine has {gpus or 'none'}"
             objections.append(f"{text}; use `device: cpu` or `auto`")
         if chosen is None:
             return [*objections, f"distill knows no default losses for the task {task.task}; name them with `losses`"]
