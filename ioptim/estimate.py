@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ioptim.cache import Store
+from ioptim.core.artifact import Format
 from ioptim.core.outline import Outline
 from ioptim.graph import Node
 from ioptim.keys import Forecast
-from ioptim.plan import Plan, changes_shape
+from ioptim.plan import Plan, changes_shape, outlined
+from ioptim.sources import outline_of
 
 TOKENS = 128
 """The typical input: what texts are cut at in training."""
@@ -38,13 +40,36 @@ class Estimate:
 
 
 def estimates(plan: Plan, store: Store, states: Mapping[str, Forecast]) -> dict[str, Estimate | None]:
-    """Of every step that changes the shape of a torch model, by node; None where nothing is known before it runs."""
-    return {node.id: _estimate(plan, node, store, states) for node in plan.nodes if changes_shape(node)}
+    """Of every step that changes the shape of a torch model, by node; None where nothing is known before it runs.
+
+    Models that the store already has are read there (their headers); the others follow from them and from the plan's sources.
+    """
+    wanted = [node for node in plan.nodes if changes_shape(node)]
+    if not wanted:
+        return {}
+    outlines = outlined(plan.nodes, {**_of_sources(plan), **_in_store(plan, store, states)})
+    return {node.id: _estimate(plan, node, outlines, store, states) for node in wanted}
 
 
-def _estimate(plan: Plan, node: Node, store: Store, states: Mapping[str, Forecast]) -> Estimate | None:
+def _of_sources(plan: Plan) -> dict[str, Outline]:
+    return {node.id: plan.outlines[node.id] for node in plan.nodes if node.source is not None and node.id in plan.outlines}
+
+
+def _in_store(plan: Plan, store: Store, states: Mapping[str, Forecast]) -> dict[str, Outline]:
+    found = {}
+    for node in plan.nodes:
+        state = states.get(node.id)
+        if node.format is Format.TORCH and node.step.transforms and state is not None and state.state == "cached" and state.key:
+            result = store.has(state.key)
+            outline = outline_of(store.model(result.model)) if result is not None and result.model is not None else None
+            if outline is not None:
+                found[node.id] = outline
+    return found
+
+
+def _estimate(plan: Plan, node: Node, outlines: Mapping[str, Outline], store: Store, states: Mapping[str, Forecast]) -> Estimate | None:
     reference = node.baselines.get("teacher", node.model)
-    mine, theirs = plan.outlines.get(node.id), plan.outlines.get(reference or "")
+    mine, theirs = outlines.get(node.id), outlines.get(reference or "")
     if mine is None or theirs is None:
         return None
     operations = mine.operations(TOKENS), theirs.operations(TOKENS)

@@ -96,7 +96,7 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
         model = _source_of(lambda spec=spec: model_source(spec, loaded.folder, root), loaded, loc, problems)  # type: ignore[misc]
         if model is not None:
             models[node_id] = model
-    outlines = _outlines(grower, models, problems)
+    outlines = _read_outlines(grower, models, problems)
     data: dict[str, DataSource] = {}
     used = {role for node in grower.nodes for role in node.step.data_roles()}
     for role in ("calibration", "training", "dev", "validation"):
@@ -158,23 +158,33 @@ def changes_shape(node: Node) -> bool:
     return node.step.transforms and node.model is not None and node.where.format is node.format is Format.TORCH
 
 
-def _outlines(grower: Grower, models: Mapping[str, ModelSource], problems: list[Problem]) -> dict[str, Outline]:
-    """Read from headers, carried through the steps; nothing where no step asks for it. A step's objection to them is the plan's."""
-    if not any(changes_shape(node) for node in grower.nodes):
-        return {}
-    index = {node: grower.steps[step_id].index for step_id, made in grower.made.items() if step_id in grower.steps for node in made}
-    found: dict[str, Outline | None] = {}
-    for node in grower.nodes:
-        if node.id in models and not models[node.id].check():
-            found[node.id] = models[node.id].outline()
-        if not changes_shape(node) or node.model is None:
+def outlined(
+    nodes: Sequence[Node], known: Mapping[str, Outline], object_to: Callable[[Node, str], None] = lambda node, text: None
+) -> dict[str, Outline]:
+    """What is known, carried through the steps that change the shape of torch models; what a step objects to it goes to `object_to`."""
+    found: dict[str, Outline | None] = {**known}
+    for node in nodes:
+        if node.id in known or not changes_shape(node):
             continue
         others = {name: found.get(provider) for name, provider in node.baselines.items()}
         try:
-            found[node.id] = node.step.outline(found.get(node.model), others)
+            found[node.id] = node.step.outline(found.get(node.model or ""), others)
         except StepError as error:
-            problems.append(grower.loaded.problem(("steps", index[node.id]), str(error)))
+            object_to(node, str(error))
     return {node: outline for node, outline in found.items() if outline is not None}
+
+
+def _read_outlines(grower: Grower, models: Mapping[str, ModelSource], problems: list[Problem]) -> dict[str, Outline]:
+    """From the headers of what comes from outside; nothing where no step asks for it."""
+    if not any(changes_shape(node) for node in grower.nodes):
+        return {}
+    index = {node: grower.steps[step_id].index for step_id, made in grower.made.items() if step_id in grower.steps for node in made}
+    read = {node: source.outline() for node, source in models.items() if not source.check()}
+    return outlined(
+        grower.nodes,
+        {node: outline for node, outline in read.items() if outline is not None},
+        lambda node, text: problems.append(grower.loaded.problem(("steps", index[node.id]), text)),
+    )
 
 
 def _seen_before(loaded: Loaded, data: Mapping[str, DataSource]) -> list[Problem]:

@@ -106,6 +106,23 @@ def test_by_the_times_of_a_profile_in_the_store(plan: Callable[[str], Plan], tmp
     assert text.endswith(f"; about {half:.1f} times as fast, by the times that profile has measured")
 
 
+def test_a_model_in_the_store_is_read_there(plan: Callable[[str], Plan], tmp_path: Path) -> None:
+    """Without it nobody knows what a step like `prune` leaves; with it the next one is known too."""
+    made = plan("{step: prune, vocabulary: true}, {step: distill, teacher: source, student: {layers: 2}}")
+    store = Store(tmp_path / "store").create()
+    for node_id, layers, width in (("source", LAYERS, WIDTH), ("prune", 3, WIDTH)):
+        key = {f.node: f.key for f in forecast(made, store)}[node_id]
+        assert key is not None
+        with store.work() as out:
+            write_checkpoint(out / "model", layers, width)
+            outcome = Outcome.model_validate({"written": {"format": "torch", "entry": "model.safetensors", "assets": ["config.json"]}})
+            store.put(key, node_id, {}, outcome, out, 1.0, None)
+    whole = f"{4 * PER_LAYER + OTHERS:,} parameters"
+    found = said(made, store)
+    assert found["prune"].startswith(f"{3 * PER_LAYER + OTHERS:,} of {whole}, ")
+    assert found["distill"].startswith(f"{2 * PER_LAYER + OTHERS:,} of {whole}, ")
+
+
 def test_a_pruned_model_s_teacher_is_what_it_is_compared_with(plan: Callable[[str], Plan], tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "small", layers=1)
     made = plan("{step: distill, student: {checkpoint: small}}")

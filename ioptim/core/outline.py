@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ioptim.errors import StepError
 
@@ -14,6 +15,11 @@ LAYER = re.compile(r"^((?:.*\.)?(?:layers?|h|block)\.)(\d+)(\..*)$")
 WIDTHS = ("intermediate_size", "hidden_dim", "ffn_dim", "d_ff")
 """What configurations call the width of the feed-forward; the first that is there."""
 _QUERY = re.compile(r"(?:\bquery|\bq_lin|\bq_proj|\bq)\.weight$")
+
+
+def width_in(config: Mapping[str, Any]) -> int:
+    """The width of a feed-forward that a configuration names; 0 where it names none."""
+    return next((config[key] for key in WIDTHS if isinstance(config.get(key), int)), 0)
 
 
 @dataclass(frozen=True)

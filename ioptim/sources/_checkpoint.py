@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ioptim.core.artifact import Format, ModelArtifact, hash_file
-from ioptim.core.outline import WIDTHS, Outline
+from ioptim.core.outline import Outline, width_in
 from ioptim.core.source import ModelSpec
 from ioptim.core.step import Level, Note, Outcome, Written
 from ioptim.core.task import Task
@@ -80,8 +80,7 @@ class Checkpoint:
         config, _ = self._read_config()
         headers = [read_header(self.folder / name) for name in self._weight_names if name != INDEX]
         shapes = {name: shape for header in headers for name, shape in header.float_shapes.items()}
-        width = next((config[key] for key in WIDTHS if isinstance(config.get(key), int)), 0)
-        return Outline(shapes, width)
+        return Outline(shapes, width_in(config))
 
     def _read_config(self) -> tuple[dict[str, Any], list[str]]:
         path = self.folder / CONFIG
