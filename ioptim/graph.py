@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from ioptim.core.document import Loc
 from ioptim.core.gate import Gate
 from ioptim.core.registry import did_you_mean
 from ioptim.core.runtime import Target
+from ioptim.core.source import ModelSpec
 from ioptim.core.step import MeasuringStep, Step, Where
 from ioptim.core.target import Hardware
 from ioptim.errors import PlanError, Problem
@@ -28,7 +30,8 @@ class Node:
     """One thing to run: a step, resolved, at its place in the graph.
 
     `parents` is everything it waits for. Of these, `model` is the node whose model it takes, `candidates` are the nodes whose models
-    a comparison takes, and `baselines` maps the name of a baseline to the node that provides it.
+    a comparison takes, and `baselines` maps the name of a baseline, or the field that names a further model, to the node that
+    provides it.
     """
 
     id: str
@@ -42,6 +45,8 @@ class Node:
     format: Format
     inserted: str = ""
     libraries: tuple[str, ...] = ()
+    source: ModelSpec | None = None
+    """The model that a `source` node brings in; None for every other."""
 
     @property
     def provides(self) -> str:
@@ -61,6 +66,11 @@ class NamedStep:
     after: tuple[str, ...]
     index: int
 
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """What it follows, and what made the other models it reads."""
+        return tuple(dict.fromkeys((*self.after, *self.step.reads().values())))
+
 
 def named_steps(loaded: Loaded) -> dict[str, NamedStep]:
     named: dict[str, NamedStep] = {}
@@ -77,11 +87,11 @@ def named_steps(loaded: Loaded) -> dict[str, NamedStep]:
         previous = (step_id,)
     known = [SOURCE, *named]
     for item in named.values():
-        for name in item.after:
+        for key, name in (*(("after", name) for name in item.after), *item.step.reads().items()):
             if name not in known:
                 hint = did_you_mean(name, known)
                 message = f"there is no step with the id {name!r}{hint or '.'} There are: {', '.join(known)}"
-                problems.append(loaded.problem(("steps", item.index, "after"), message))
+                problems.append(loaded.problem(("steps", item.index, key), message))
     if problems:
         raise PlanError(problems, str(loaded.path))
     return named
@@ -100,7 +110,7 @@ def in_order(loaded: Loaded, steps: Mapping[str, NamedStep]) -> list[str]:
     order: list[str] = []
     waiting = dict(steps)
     while waiting:
-        ready = next((i for i, s in waiting.items() if all(a == SOURCE or a in order for a in s.after)), None)
+        ready = next((i for i, s in waiting.items() if all(a == SOURCE or a in order for a in s.waits_for)), None)
         if ready is None:
             raise PlanError([_cycle(loaded, waiting)], str(loaded.path))
         order.append(ready)
@@ -111,11 +121,14 @@ def in_order(loaded: Loaded, steps: Mapping[str, NamedStep]) -> list[str]:
 def _cycle(loaded: Loaded, waiting: Mapping[str, NamedStep]) -> Problem:
     path = [next(iter(waiting))]
     while path[-1] not in path[:-1]:
-        path.append(next(a for a in waiting[path[-1]].after if a in waiting))
+        path.append(next(a for a in waiting[path[-1]].waits_for if a in waiting))
     ring = path[path.index(path[-1]) :]
     first = waiting[ring[0]]
-    message = f"these steps wait for each other in a circle: {' after '.join(ring)}. Remove one `after`"
-    return loaded.problem(("steps", first.index, "after"), message)
+    links = itertools.pairwise(ring)
+    key = next((key for a, b in links for key, name in waiting[a].step.reads().items() if name == b and b not in waiting[a].after), "after")
+    message = f"these steps wait for each other in a circle: {' after '.join(ring)}. "
+    message += "Remove one `after`" if key == "after" else f"Name an earlier step as the {key}"
+    return loaded.problem(("steps", first.index, key), message)
 
 
 # The nodes: one per step and target, with exports and baselines put in where they are needed.
@@ -136,10 +149,10 @@ class Grower:
         self.nodes: list[Node] = []
         self.by_id: dict[str, Node] = {}
         self.made: dict[str, list[str]] = {}
-        starting = self._first_format()
-        source = STEPS["source"]()  # type: ignore[call-arg]
         self.loading = loading_libraries(self.recipe.model.source)
-        self._add(Node(SOURCE, source, None, (), None, (), {}, self._where(starting, ()), starting, "brings the model in", self.loading))
+        self.brought: dict[str, tuple[ModelSpec, Loc]] = {}
+        """Every model that comes from outside: the node that brings it, and where the recipe names it."""
+        self._bring(SOURCE, self.recipe.model, ("model", "source"), "brings the model in")
         self.made[SOURCE] = [SOURCE]
         for index, target in enumerate(self.recipe.targets):
             for text in target.runtime.check(target, hardware):
@@ -190,9 +203,10 @@ class Grower:
                 self._object(("data",), f"{named.id} needs data.{role}, and the recipe has none")
         if target and step.transforms and (made_for := self._target_of(model)) not in (None, target.name):
             self._object(loc, f"{named.id} is for the target {target.name}, but {model} made its model for {made_for}")
-        baselines = self._baselines(step, candidates, target, loc) if step.needs_baselines else {}
+        baselines = self._baselines(step, candidates, target, loc) if step.needs_baselines else self._others(named, step, model)
         needed = tuple(dict.fromkeys([*parents, model, *baselines.values()]))
         libraries = self._libraries(step, where, [model, *candidates, *baselines.values()], target)
+        libraries += tuple(name for spec in step.brings().values() for name in loading_libraries(spec.source) if name not in libraries)
         node = Node(
             node_id,
             step,
@@ -247,6 +261,41 @@ class Grower:
         libraries = self._libraries(step, where, [provider], None)
         why = f"{provider} is {origin.format}, what follows takes {to}"
         return self._add(Node(node_id, step, None, (provider,), provider, (provider,), {}, where, to, why, libraries))
+
+    # Models that a step takes beside the one that arrives.
+
+    def _others(self, named: NamedStep, step: Step, model: str) -> dict[str, str]:
+        """The nodes that provide them, by the field that names each."""
+        found = {}
+        for field, step_id in step.reads().items():
+            loc = ("steps", named.index, field)
+            providers = dict.fromkeys(self.by_id[node].provides for node in self.made[step_id])
+            provider = next(iter(providers))
+            if len(providers) > 1:
+                self._object(loc, f"{step_id} makes {len(providers)} models, one for each target; name a step before the targets part")
+            elif self.by_id[provider].format not in step.accepts:
+                takes = ", ".join(sorted(step.accepts))
+                text = f"the {field} {step_id} is {self.by_id[provider].format}, and {step.step} takes {takes}"
+                self._object(loc, f"{text}; name a step before that, for example {SOURCE}")
+            elif provider == model:
+                self._object(loc, f"the {field} {step_id} is the model that arrives; name an earlier step, or leave `{field}` out")
+            found[field] = provider
+        for field, spec in step.brings().items():
+            node_id = _free_name(f"{named.id}-{field}", {*self.steps, *self.by_id})
+            self._bring(node_id, spec, ("steps", named.index, field), f"brings the {field} of {named.id} in")
+            if self.by_id[node_id].format not in step.accepts:
+                takes = ", ".join(sorted(step.accepts))
+                self._object(("steps", named.index, field), f"{spec.source} is {self.by_id[node_id].format}, and {step.step} takes {takes}")
+            found[field] = node_id
+        return found
+
+    def _bring(self, node_id: str, spec: ModelSpec, loc: Loc, why: str) -> None:
+        """A node for a model from outside."""
+        form = Format.ONNX if spec.source.endswith(".onnx") else Format.TORCH
+        step = STEPS["source"]()  # type: ignore[call-arg]
+        where, libraries = self._where(form, ()), loading_libraries(spec.source)
+        self.brought[node_id] = (spec, loc)
+        self._add(Node(node_id, step, None, (), None, (), {}, where, form, why, libraries, spec))
 
     # Baselines: the model as given, and the same model in fp32 on the same runtime.
 
@@ -341,10 +390,6 @@ class Grower:
                 reached.update(self.targets)
             waiting += followers
         return tuple(t for name, t in self.targets.items() if name in reached)
-
-    def _first_format(self) -> Format:
-        source = self.recipe.model.source
-        return Format.ONNX if source.endswith(".onnx") else Format.TORCH
 
     def _where(self, format: Format, targets: Sequence[Target]) -> Where:
         return Where(

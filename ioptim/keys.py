@@ -33,12 +33,13 @@ def ingredients(plan: Plan, node: Node, digests: Mapping[str, str]) -> dict[str,
         "data": {role: plan.data_sources[role].identity() for role in step.data_roles()},
         "libraries": hardware.versions(node.libraries),
     }
-    if node.model is None:
-        assert plan.model_source is not None, "a plan without a source has an objection and does not run"
-        spec = recipe.model.model_dump(mode="json", include={"allow_pickle", "allow_remote_code"})
-        found["source"] = {**plan.model_source.identity(), **spec}
+    if node.source is not None:
+        # A source that cannot be made is an objection, and such a plan does not run.
+        spec = node.source.model_dump(mode="json", include={"allow_pickle", "allow_remote_code"})
+        found["source"] = {**plan.model_sources[node.id].identity(), **spec}
     if step.compares:
         found["candidates"] = {name: digests[name] for name in node.candidates}
+    if step.compares or node.baselines:
         found["baselines"] = {name: digests[provider] for name, provider in node.baselines.items()}
     if on_hardware:
         target = node.target or recipe.targets[0]

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from ioptim.core.artifact import Format
+from ioptim.core.document import Loc
+from ioptim.core.outline import Outline
 from ioptim.core.source import DataSource, ModelSource
 from ioptim.core.step import MeasuringStep
 from ioptim.core.target import Hardware
-from ioptim.errors import IoptimError, PlanError, Problem, UnavailableError
+from ioptim.errors import IoptimError, PlanError, Problem, StepError, UnavailableError
 from ioptim.graph import Grower, Node, in_order, named_steps
 from ioptim.recipe import Loaded
 from ioptim.sources import data_source, model_source
@@ -26,12 +29,15 @@ class Plan:
     loaded: Loaded
     hardware: Hardware
     nodes: tuple[Node, ...]
-    model_source: ModelSource | None
+    model_sources: Mapping[str, ModelSource]
+    """What each `source` node brings in, by its id."""
     data_sources: Mapping[str, DataSource]
     root: Path | None = None
     objections: tuple[Problem, ...] = ()
     missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Distributions that are not installed: the nodes that need each."""
+    outlines: Mapping[str, Outline] = field(default_factory=dict)
+    """What the torch models will be like, by node, as far as it can be known before anything runs."""
 
     def node(self, node_id: str) -> Node:
         return next(node for node in self.nodes if node.id == node_id)
@@ -85,7 +91,12 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
     grower = Grower(loaded, hardware, steps, problems)
     for step_id in order:
         grower.grow(step_id)
-    model = _source_of(lambda: model_source(recipe.model, loaded.folder, root), loaded, ("model", "source"), problems)
+    models: dict[str, ModelSource] = {}
+    for node_id, (spec, loc) in grower.brought.items():
+        model = _source_of(lambda spec=spec: model_source(spec, loaded.folder, root), loaded, loc, problems)  # type: ignore[misc]
+        if model is not None:
+            models[node_id] = model
+    outlines = _read_outlines(grower, models, problems)
     data: dict[str, DataSource] = {}
     used = {role for node in grower.nodes for role in node.step.data_roles()}
     for role in ("calibration", "training", "dev", "validation"):
@@ -107,11 +118,12 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
         loaded,
         hardware,
         tuple(grower.nodes),
-        model,
+        models,
         data,
         root,
         tuple(objections),
         {k: tuple(v) for k, v in missing.items()},
+        outlines,
     )
 
 
@@ -130,7 +142,7 @@ def installed(distribution: str) -> bool:
 T = TypeVar("T", ModelSource, DataSource)
 
 
-def _source_of(make: Callable[[], T], loaded: Loaded, loc: tuple[str, ...], problems: list[Problem]) -> T | None:
+def _source_of(make: Callable[[], T], loaded: Loaded, loc: Loc, problems: list[Problem]) -> T | None:
     """The source, with its objections put down; None when there is no such source."""
     try:
         source = make()
@@ -139,6 +151,40 @@ def _source_of(make: Callable[[], T], loaded: Loaded, loc: tuple[str, ...], prob
         return None
     problems += [loaded.problem(loc, text) for text in source.check()]
     return source
+
+
+def changes_shape(node: Node) -> bool:
+    """Whether a step makes another torch model out of one: a smaller one, or the same with other weights."""
+    return node.step.transforms and node.model is not None and node.where.format is node.format is Format.TORCH
+
+
+def outlined(
+    nodes: Sequence[Node], known: Mapping[str, Outline], object_to: Callable[[Node, str], None] = lambda node, text: None
+) -> dict[str, Outline]:
+    """What is known, carried through the steps that change the shape of torch models; what a step objects to it goes to `object_to`."""
+    found: dict[str, Outline | None] = {**known}
+    for node in nodes:
+        if node.id in known or not changes_shape(node):
+            continue
+        others = {name: found.get(provider) for name, provider in node.baselines.items()}
+        try:
+            found[node.id] = node.step.outline(found.get(node.model or ""), others)
+        except StepError as error:
+            object_to(node, str(error))
+    return {node: outline for node, outline in found.items() if outline is not None}
+
+
+def _read_outlines(grower: Grower, models: Mapping[str, ModelSource], problems: list[Problem]) -> dict[str, Outline]:
+    """From the headers of what comes from outside; nothing where no step asks for it."""
+    if not any(changes_shape(node) for node in grower.nodes):
+        return {}
+    index = {node: grower.steps[step_id].index for step_id, made in grower.made.items() if step_id in grower.steps for node in made}
+    read = {node: source.outline() for node, source in models.items() if not source.check()}
+    return outlined(
+        grower.nodes,
+        {node: outline for node, outline in read.items() if outline is not None},
+        lambda node, text: problems.append(grower.loaded.problem(("steps", index[node.id]), text)),
+    )
 
 
 def _seen_before(loaded: Loaded, data: Mapping[str, DataSource]) -> list[Problem]:

@@ -65,6 +65,7 @@ class WorkerContext:
     """`ioptim.core.step.Context` over a request."""
 
     subject_worker = "ioptim.subject:Subject"
+    step_worker = "ioptim.worker:run_step"
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         self.request = request

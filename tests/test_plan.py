@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from ioptim import plan as planning
+from ioptim.core.source import ModelSpec
 from ioptim.core.target import Hardware
 from ioptim.core.task import Table
-from ioptim.errors import PlanError, UnavailableError
+from ioptim.errors import PlanError, RecipeError, UnavailableError
+from ioptim.keys import ingredients
 from ioptim.plan import Plan, make_plan
 from ioptim.recipe import read_recipe
 
@@ -32,6 +34,9 @@ class Anything:
 
     def identity(self) -> Mapping[str, str]:
         return {"digest": repr(self.spec and (self.spec.source, self.spec.split))}
+
+    def outline(self) -> None:
+        return None
 
 
 @pytest.fixture(autouse=True)
@@ -284,3 +289,113 @@ def test_every_recipe_plans(path: Path) -> None:
     made = make_plan(read_recipe(path), HARDWARE)
     assert objections(made) == []
     assert {node.step.step for node in made.nodes} >= {"source", "compile", "validate", "benchmark"}
+
+
+# A step that reads another model than the one that arrives
+
+
+TRAINED = HEAD.replace("data: {{", 'data: {{training: {{source: "a.tsv"}}, dev: {{source: "b.tsv"}}, ')
+
+
+def trained(tmp_path: Path, steps: str, **changes: Any) -> Plan:
+    path = tmp_path / "r.yaml"
+    lines = "".join(f"  - {line}\n" for line in steps.strip().splitlines())
+    path.write_text(TRAINED.format(source=changes.get("source", "folder"), targets="") + lines)
+    return make_plan(read_recipe(path), HARDWARE)
+
+
+def test_the_teacher_of_a_student_is_an_earlier_step(tmp_path: Path) -> None:
+    made = trained(tmp_path, "{step: prune, layers: 3}\n{step: distill, teacher: source}\ncompile")
+    distill = made.node("distill")
+    assert (distill.model, distill.parents, distill.baselines) == ("prune", ("prune", "source"), {"teacher": "source"})
+    assert objections(made) == []
+
+
+def test_a_teacher_further_down_the_recipe_comes_first(tmp_path: Path) -> None:
+    steps = """
+        {step: distill, id: small, teacher: large, after: [source], student: {layers: 1}}
+        {step: distill, id: large, after: [source], student: {layers: 3}}
+        """
+    made = trained(tmp_path, steps)
+    assert [node.id for node in made.nodes] == ["source", "large", "small"]
+    assert edges(made)["small"] == ("source", "large")
+
+
+def test_a_teacher_that_is_no_step(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        trained(tmp_path, "{step: prune, layers: 3}\n{step: distill, teacher: prunes}")
+    [problem] = caught.value.problems
+    assert problem.path == "steps.distill.teacher"
+    assert problem.message == "there is no step with the id 'prunes'; did you mean 'prune'? There are: source, prune, distill"
+
+
+def test_a_teacher_that_waits_for_its_student(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        trained(tmp_path, "{step: distill, teacher: compile}\ncompile")
+    [problem] = caught.value.problems
+    assert problem.path == "steps.distill.teacher"
+    assert problem.message == (
+        "these steps wait for each other in a circle: distill after compile after distill. Name an earlier step as the teacher"
+    )
+
+
+def test_a_teacher_that_is_the_student(tmp_path: Path) -> None:
+    made = trained(tmp_path, "{step: prune, layers: 3}\n{step: distill, teacher: prune}")
+    assert objections(made) == ["the teacher prune is the model that arrives; name an earlier step, or leave `teacher` out"]
+
+
+def test_a_teacher_that_is_no_torch_model(tmp_path: Path) -> None:
+    steps = "{step: quantize, scheme: int8-dynamic}\n{step: distill, teacher: quantize, student: {layers: 1}, after: [source]}"
+    made = trained(tmp_path, steps)
+    assert objections(made) == ["the teacher quantize is onnx, and distill takes torch; name a step before that, for example source"]
+
+
+def test_a_student_of_one_s_own_is_brought_in(tmp_path: Path) -> None:
+    made = trained(tmp_path, "{step: distill, student: {checkpoint: other}}\ncompile")
+    assert made.node("distill").baselines == {"student": "distill-student"}
+    assert made.node("distill-student").inserted == "brings the student of distill in"
+    assert made.node("distill-student").source == ModelSpec(source="other")
+    assert objections(made) == []
+
+
+def test_a_student_of_one_s_own_in_another_format(tmp_path: Path) -> None:
+    made = trained(tmp_path, "{step: distill, student: {checkpoint: other.onnx}}")
+    assert objections(made) == ["other.onnx is onnx, and distill takes torch"]
+
+
+def test_the_key_holds_the_teacher_s_content_and_not_its_name(tmp_path: Path) -> None:
+    def key(teacher: str, digest: str) -> dict[str, Any]:
+        steps = f"{{step: prune, id: {teacher}, layers: 5}}\n{{step: prune, id: p, layers: 3}}\n{{step: distill, teacher: {teacher}}}"
+        made = trained(tmp_path, steps)
+        return ingredients(made, made.node("distill"), {"source": "s", teacher: digest, "p": "p"})
+
+    assert key("a", "1") == key("b", "1") != key("a", "2")
+    assert key("a", "1")["baselines"] == {"teacher": "1"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            "{step: distill}",
+            "name a `student` (what is cut out of the arriving model, or a checkpoint), or the `teacher` of the arriving model",
+        ),
+        (
+            "{step: distill, teacher: source, student: {checkpoint: x}}",
+            "the arriving model would be neither student nor teacher; leave `teacher` out"
+            " and let this step follow source (`after: [source]`)",
+        ),
+        (
+            "{step: distill, student: {checkpoint: x, layers: 2}}",
+            "a student is a `checkpoint`, or is cut by `layers` and `feed_forward`; name one of the two",
+        ),
+        (
+            "{step: distill, student: {layers: 2, weights: x}}",
+            "revision, weights, allow_pickle and allow_remote_code are of a `checkpoint`; name it or leave them out",
+        ),
+    ],
+)
+def test_who_learns_from_whom_must_be_clear(tmp_path: Path, fields: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        trained(tmp_path, fields)
+    assert [problem.message for problem in caught.value.problems] == [message]

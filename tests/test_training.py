@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ioptim import training
+from ioptim import isolate, training
 from ioptim.errors import StepError
+from ioptim.steps.distill.processes import environment, meet, place
 from ioptim.training import Progress, Settings, Training
 
 torch = pytest.importorskip("torch")
@@ -26,16 +32,16 @@ SETTINGS = Settings(
 class Regression:
     """y = x·w with noise of dropout, learned by a module of one layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.2) -> None:
         torch.manual_seed(1)
-        self.module = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Dropout(0.2), torch.nn.Linear(16, 1))
+        self.module = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Dropout(dropout), torch.nn.Linear(16, 1))
         draw = torch.Generator().manual_seed(2)
         rows = torch.randn(80, 4, generator=draw)
         self.batches = [(rows[i : i + 8], rows[i : i + 8].sum(1, keepdim=True)) for i in range(0, 80, 8)]
         self.seen = 0
         self.ends_at: int | None = None
 
-    def loss(self, batch: Any) -> Any:
+    def loss(self, index: int, batch: Any) -> Any:
         self.seen += 1
         if self.ends_at is not None and self.seen > self.ends_at:
             raise KeyboardInterrupt
@@ -62,9 +68,52 @@ def test_learns_and_keeps_the_best(tmp_path: Path) -> None:
     before = task.quality()
     progress = task.train(tmp_path)
     assert progress.ended == "after 3 epochs"
-    assert progress.step == 30 and len(progress.points) == 6
-    assert progress.best == max(point.quality for point in progress.points) > before / 4
+    looked = [point for point in progress.points if point.quality is not None]
+    assert progress.step == 30 and [point.step for point in looked] == [5, 10, 15, 20, 25, 30]
+    assert progress.best == max(point.quality for point in looked) > before / 4
     assert task.quality() == pytest.approx(progress.best)
+
+
+def train_in_processes(argument: dict[str, Any]) -> list[float]:
+    """The training of one of two processes; runs in it."""
+    meet(2, cpu=True)
+    training.CHECKPOINT_S = 0.0
+    task = Regression(dropout=0.0)
+    task.ends_at = argument["ends_at"]
+    try:
+        task.train(Path(argument["folder"]), replace(SETTINGS, accumulate=1))
+    except KeyboardInterrupt:
+        os._exit(9)  # as if killed: nothing is tidied up
+    return weights(task.module)
+
+
+def two_processes(folder: Path, ends_at: int | None = None) -> list[Any]:
+    """What both return, or the error of one that ended."""
+    folder.mkdir(exist_ok=True)
+    shared = environment(2, True, folder / f"meeting{ends_at}", threads=2)
+    argument = {"folder": str(folder / "state"), "ends_at": ends_at}
+
+    def one(rank: int) -> Any:
+        env = {**shared, **place(rank), "PYTHONPATH": os.pathsep.join(sys.path)}
+        try:
+            return isolate.call("test_training:train_in_processes", argument, log=folder / f"{rank}.log", env=env)
+        except StepError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, range(2)))
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_that_adds_up_two_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the middle and gone on with."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    alone = Regression(dropout=0.0)
+    alone.train(tmp_path / "alone")
+    assert all(isinstance(end, StepError) for end in two_processes(tmp_path / "two", ends_at=8))
+    assert json.loads((tmp_path / "two/state/state.json").read_text())["step"] == 8
+    first, second = two_processes(tmp_path / "two")
+    assert first == second == pytest.approx(weights(alone.module), abs=1e-5)
 
 
 @pytest.mark.parametrize("ends_at", [1, 7, 22])
@@ -79,7 +128,7 @@ def test_goes_on_after_an_end_as_if_there_had_been_none(tmp_path: Path, monkeypa
     second = Regression()
     progress = second.train(tmp_path / "halves")
     assert weights(second.module) == weights(whole.module)
-    assert progress.points == whole_progress.points
+    assert [replace(point, seconds=0) for point in progress.points] == [replace(point, seconds=0) for point in whole_progress.points]
     assert progress.attempts == (1 if ends_at < SETTINGS.accumulate else 2)
 
 
@@ -101,7 +150,7 @@ def test_ends_with_the_time(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_keeps_the_best_before_it(tmp_path: Path) -> None:
     task = Regression()
     calls = iter(range(1000))
-    broken: Callable[[Any], Any] = lambda batch: task.loss(batch) * (math.nan if next(calls) >= 12 else 1)  # noqa: E731
+    broken: Callable[[Any], Any] = lambda index, batch: task.loss(index, batch) * (math.nan if next(calls) >= 12 else 1)  # noqa: E731
     progress = task.train(tmp_path, loss=broken)
     assert progress.ended == "the loss was not a number at step 13; the best before it was kept"
     assert all(map(math.isfinite, weights(task.module)))
@@ -110,7 +159,7 @@ def test_a_loss_that_is_no_number_keeps_the_best_before_it(tmp_path: Path) -> No
 def test_a_loss_that_never_is_a_number(tmp_path: Path) -> None:
     task = Regression()
     with pytest.raises(StepError) as caught:
-        task.train(tmp_path, loss=lambda batch: task.loss(batch) * math.nan)
+        task.train(tmp_path, loss=lambda index, batch: task.loss(index, batch) * math.nan)
     assert str(caught.value) == "the loss is not a number at step 1, before anything was good enough to keep; lower learning_rate (0.05)"
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from ioptim import hardware
 from ioptim.cache import Store
 from ioptim.commands._common import home_of, load, plan_of, print_json
 from ioptim.errors import ExitCode
+from ioptim.estimate import Estimate, estimates
 from ioptim.graph import Node
 from ioptim.keys import Forecast, forecast
 from ioptim.plan import Plan, missing_text
@@ -18,15 +20,16 @@ def main(args: argparse.Namespace) -> ExitCode:
     plan = plan_of(args, load(args), hardware.probe())
     store = Store(home_of(args) / "store")
     states = {f.node: f for f in forecast(plan, store)} if not plan.objections else {}
+    expected = estimates(plan, store, states) if not plan.objections else {}
     code = ExitCode.BAD_RECIPE if plan.objections else ExitCode.UNAVAILABLE if plan.missing else ExitCode.PASS
     if args.json:
-        print_json(_document(plan, states, code))
+        print_json(_document(plan, states, expected, code))
     else:
-        _show(plan, states)
+        _show(plan, states, expected)
     return code
 
 
-def _document(plan: Plan, states: dict[str, Forecast], code: ExitCode) -> dict[str, Any]:
+def _document(plan: Plan, states: dict[str, Forecast], expected: Mapping[str, Estimate | None], code: ExitCode) -> dict[str, Any]:
     return {
         "recipe": plan.loaded.recipe.name,
         "exit_code": int(code),
@@ -43,6 +46,7 @@ def _document(plan: Plan, states: dict[str, Forecast], code: ExitCode) -> dict[s
                 "config": node.step.model_dump(mode="json"),
                 "state": states[node.id].state if node.id in states else "unknown",
                 "key": states[node.id].key if node.id in states else None,
+                "expected": vars(estimate) if (estimate := expected.get(node.id)) else None,
             }
             for node in plan.nodes
         ],
@@ -51,7 +55,7 @@ def _document(plan: Plan, states: dict[str, Forecast], code: ExitCode) -> dict[s
     }
 
 
-def _show(plan: Plan, states: dict[str, Forecast]) -> None:
+def _show(plan: Plan, states: dict[str, Forecast], expected: Mapping[str, Estimate | None]) -> None:
     recipe = plan.loaded.recipe
     print(f"{recipe.name}: {len(plan.nodes)} nodes on {plan.hardware.cpu_model} ({plan.hardware.fingerprint})\n")
     width = max(len(node.id) for node in plan.nodes)
@@ -60,6 +64,9 @@ def _show(plan: Plan, states: dict[str, Forecast]) -> None:
         print(f"  {node.id:<{width}}  {_state(state):<12} {_what(node)}")
         for line in _details(node):
             print(f"  {'':<{width}}  {'':<12} {line}")
+        if node.id in expected:
+            what = expected[node.id] or "parameters, operations and speed are not known before it runs"
+            print(f"  {'':<{width}}  {'':<12} expected: {what}")
     if plan.objections:
         print("\nObjections (nothing would run):")
         for problem in plan.objections:

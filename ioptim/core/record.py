@@ -11,7 +11,7 @@ from pydantic import Field
 from ioptim.core.artifact import Format, TensorSpec
 from ioptim.core.base import Frozen
 from ioptim.core.gate import GateResult
-from ioptim.core.step import ChartFigure, Note, TableFigure
+from ioptim.core.step import ChartFigure, Curve, Note, TableFigure
 from ioptim.core.target import Hardware
 from ioptim.errors import ExitCode
 
@@ -59,6 +59,7 @@ class NodeRecord(Frozen):
     notes: tuple[Note, ...] = ()
     tables: tuple[TableFigure, ...] = ()
     charts: tuple[ChartFigure, ...] = ()
+    curves: tuple[Curve, ...] = ()
     facts: Mapping[str, Any] = Field(default_factory=dict)
     gates: tuple[GateResult, ...] = ()
     artifact: ArtifactRef | None = Field(None, description="the model that leaves this node (its input's, for a measuring step)")

@@ -10,6 +10,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from ioptim.core.base import Frozen
+from ioptim.core.outline import Outline
 from ioptim.core.step import Outcome
 from ioptim.core.task import Table, Task
 
@@ -50,6 +51,10 @@ class ModelSource(ABC):
     @abstractmethod
     def identity(self) -> Mapping[str, str]:
         """What the cache key holds: content digests of weights, configuration and user code, never a path or a time."""
+
+    def outline(self) -> Outline | None:
+        """Names and shapes of its tensors, where headers on this machine tell; called after a `check` without objections."""
+        return None
 
     @abstractmethod
     def fetch(self, out: Path, task: Task) -> Outcome:

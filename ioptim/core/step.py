@@ -14,10 +14,11 @@ from ioptim.core.artifact import Format, ModelArtifact, TensorSpec
 from ioptim.core.base import Frozen
 from ioptim.core.gate import Gate
 from ioptim.core.metrics import Samples
+from ioptim.core.outline import Outline
 
 if TYPE_CHECKING:
     from ioptim.core.runtime import Runtime, Session, Target
-    from ioptim.core.source import ModelSource
+    from ioptim.core.source import ModelSource, ModelSpec
     from ioptim.core.target import Hardware
     from ioptim.core.task import Table, Task
 
@@ -86,6 +87,15 @@ class ChartFigure(Frozen):
     note: str = ""
 
 
+class Curve(Frozen):
+    """A number that changed while a step ran: one value at each of `steps` (of an optimizer, say), `seconds` after it began."""
+
+    metric: str = Field(description="what the values are, as trackers name it: train/loss")
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+
 class Outcome(Frozen):
     """What a step returns. Values only: it crosses a process boundary and is kept in the store as JSON.
 
@@ -99,6 +109,7 @@ class Outcome(Frozen):
     samples: tuple[Samples, ...] = Field((), exclude=True, description="kept beside the record as samples.json")
     tables: tuple[TableFigure, ...] = ()
     charts: tuple[ChartFigure, ...] = ()
+    curves: tuple[Curve, ...] = Field((), description="for trackers, which keep them as histories; the report has `charts`")
     notes: tuple[Note, ...] = ()
     facts: Mapping[str, Any] = Field(default_factory=dict, description="what really executed, read back: providers, precision")
 
@@ -140,7 +151,9 @@ class Context(Protocol):
     subject_worker: str
     """`module:Class` of a worker that opens one model of `request` and runs timed blocks on it."""
     baselines: Mapping[str, ModelArtifact]
-    """`source` and `runtime-fp32` (with `@target` where several targets meet)."""
+    """`source` and `runtime-fp32` (with `@target` where several targets meet); what the step `reads` and `brings`, by field."""
+    step_worker: str
+    """`module:function` that runs a `request` in a process of its own, for a step that wants several."""
 
     def table(self, role: str) -> Table:
         """Rows of one role of the recipe's data (`calibration`, `validation`, `training`, `dev`), columns renamed to the task's."""
@@ -207,6 +220,23 @@ class Step(Frozen, ABC):
     def produces(self, where: Where) -> Format:
         """Format of the model that comes out."""
         return where.format
+
+    def reads(self) -> Mapping[str, str]:
+        """Models beside the one that arrives, by the field that names each: the id of the step that made it."""
+        return {}
+
+    def brings(self) -> Mapping[str, ModelSpec]:
+        """Models of the user's that no step made, by the field that names each; the plan brings them in as it does the recipe's."""
+        return {}
+
+    def outline(self, arriving: Outline | None, others: Mapping[str, Outline | None]) -> Outline | None:
+        """What the model that leaves will be like, as far as that follows from the one that arrives and from `others` (by field);
+        None where only running the step tells.
+
+        Raises:
+            StepError: what is asked for cannot be made of them; an objection of the plan.
+        """
+        return None
 
     def data_roles(self) -> tuple[str, ...]:
         """The data this configuration of the step reads; part of the key, and required in the recipe."""

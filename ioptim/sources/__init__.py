@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 from pathlib import Path
 from typing import TypeVar
 
+from ioptim.core.artifact import ModelArtifact
+from ioptim.core.outline import Outline, width_in
 from ioptim.core.registry import did_you_mean
 from ioptim.core.source import DataSource, DataSpec, ModelSource, ModelSpec
 from ioptim.errors import PlanError
+from ioptim.sources._safetensors import NotSafetensorsError, read_header
 
 T = TypeVar("T")
 
@@ -28,6 +32,16 @@ def model_source(spec: ModelSpec, base: Path, root: Path | None) -> ModelSource:
         PlanError: a prefix that no model source has.
     """
     return _model_class(spec.source)(spec, base, root)  # type: ignore[call-arg]
+
+
+def outline_of(model: ModelArtifact) -> Outline | None:
+    """Names and shapes of the tensors of a sealed torch model; None where its weights are no safetensors file that can be read."""
+    try:
+        shapes = read_header(model.model_path).float_shapes
+    except (OSError, NotSafetensorsError):
+        return None
+    config = model.path / "config.json"
+    return Outline(shapes, width_in(json.loads(config.read_text(encoding="utf-8"))) if config.is_file() else 0)
 
 
 def loading_libraries(source: str) -> tuple[str, ...]:

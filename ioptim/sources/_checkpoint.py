@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ioptim.core.artifact import Format, ModelArtifact, hash_file
+from ioptim.core.outline import Outline, width_in
 from ioptim.core.source import ModelSpec
 from ioptim.core.step import Level, Note, Outcome, Written
 from ioptim.core.task import Task
@@ -71,6 +72,15 @@ class Checkpoint:
         if objections := self.check():
             raise PlanError("; ".join(objections))
         return {name: hash_file(self.folder / name) for name in sorted({*self._weight_names, *assets_in(self.folder), *self._code})}
+
+    def outline(self) -> Outline | None:
+        """From the headers of safetensors files and the configuration; None where the weights are a pickle."""
+        if self._pickled:
+            return None
+        config, _ = self._read_config()
+        headers = [read_header(self.folder / name) for name in self._weight_names if name != INDEX]
+        shapes = {name: shape for header in headers for name, shape in header.float_shapes.items()}
+        return Outline(shapes, width_in(config))
 
     def _read_config(self) -> tuple[dict[str, Any], list[str]]:
         path = self.folder / CONFIG

@@ -36,6 +36,11 @@ class Header:
         return {name: tuple(tensor["shape"]) for name, tensor in self.tensors.items()}
 
     @property
+    def float_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the floating tensors: older files also keep tables of numbers that modules compute themselves."""
+        return {name: tuple(tensor["shape"]) for name, tensor in self.tensors.items() if tensor["dtype"].startswith(("F", "BF"))}
+
+    @property
     def float_dtypes(self) -> frozenset[str]:
         """How the floating tensors are stored: F32, F16, BF16, F8_E4M3."""
         return frozenset(tensor["dtype"] for tensor in self.tensors.values() if tensor["dtype"].startswith(("F", "BF")))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ioptim.core.outline import Outline
 from ioptim.core.source import DataSource, DataSpec, ModelSource, ModelSpec
 from ioptim.core.step import Note, Outcome
 from ioptim.core.task import Table, Task
@@ -46,6 +47,11 @@ class HubModel(ModelSource):
         if objections := self.check():
             raise PlanError("; ".join(objections))
         return {"hub": f"{self.repository.name}@{self._commit()}"}
+
+    def outline(self) -> Outline | None:
+        """Of the cached checkpoint; nothing is downloaded for it."""
+        cached = self._cached()
+        return cached.outline() if cached is not None else None
 
     def fetch(self, out: Path, task: Task) -> Outcome:
         """From the cache, or downloaded into it; then copied and loaded once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ioptim.core.outline import Outline
 from ioptim.core.source import ModelSource, ModelSpec
 from ioptim.core.step import Outcome
 from ioptim.core.task import Task
@@ -42,6 +43,10 @@ class LocalCheckpoint(ModelSource):
     def identity(self) -> Mapping[str, str]:
         """Digests of the checkpoint's files."""
         return self._checkpoint.identity()
+
+    def outline(self) -> Outline | None:
+        """Of the checkpoint."""
+        return self._checkpoint.outline()
 
     def fetch(self, out: Path, task: Task) -> Outcome:
         """Copy it and load it once."""

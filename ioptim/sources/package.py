@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
+from ioptim.core.outline import Outline
 from ioptim.core.source import ModelSource, ModelSpec
 from ioptim.core.step import Outcome
 from ioptim.core.task import Task
@@ -36,6 +37,10 @@ class PackageModel(ModelSource):
     def identity(self) -> Mapping[str, str]:
         """Digests of the checkpoint's files."""
         return self._checkpoint().identity()
+
+    def outline(self) -> Outline | None:
+        """Of the checkpoint."""
+        return self._checkpoint().outline()
 
     def fetch(self, out: Path, task: Task) -> Outcome:
         """Copy it and load it once."""

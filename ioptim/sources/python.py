@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ioptim.core.artifact import Format, ModelArtifact, hash_file
+from ioptim.core.outline import Outline
 from ioptim.core.registry import did_you_mean
 from ioptim.core.source import ModelSource, ModelSpec
 from ioptim.core.step import Level, Note, Outcome, Written
@@ -61,6 +62,12 @@ class FactoryModel(ModelSource):
         if self.weights:
             found["weights"] = hash_file(self.weights)
         return found
+
+    def outline(self) -> Outline | None:
+        """Of the weights given, where they are a safetensors file."""
+        if self.weights is None or self.weights.suffix in SUFFIXES:
+            return None
+        return Outline(read_header(self.weights).float_shapes)
 
     def fetch(self, out: Path, task: Task) -> Outcome:
         """Copy code and weights to `out/model`, build the module from the copies, and find its inputs and outputs by running it."""

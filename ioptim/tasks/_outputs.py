@@ -59,9 +59,10 @@ def class_ids(table: Table, model: ModelArtifact) -> list[int]:
     if "label" not in table.columns:
         raise StepError(f"{table.origin} has no column 'label'; it has {', '.join(table.columns)}")
     labels = labels_of(model)
-    if not labels:
-        raise StepError(f"{model.path} does not name its classes, so labels cannot be matched to them")
-    return [class_of(label, labels, len(labels), row) for label, row in zip(table.columns["label"], table.rows, strict=True)]
+    count = len(labels) or next((spec.shape[-1] for spec in model.outputs if spec.name == "logits"), 0)
+    if not isinstance(count, int) or not count:
+        raise StepError(f"{model.path} does not say how many classes it has, so labels cannot be matched to them")
+    return [class_of(label, labels, count, row) for label, row in zip(table.columns["label"], table.rows, strict=True)]
 
 
 def class_of(label: Any, labels: Sequence[str], classes: int, row: str) -> int:

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from ioptim.core.artifact import TensorSpec, write_json
 from ioptim.core.base import digest_of
 from ioptim.core.record import NodeRecord, RunRecord, Status, TrackingState
+from ioptim.core.step import Curve
 from ioptim.environment import finish_imports, import_early
 from ioptim.errors import UnavailableError
 from ioptim.tracking import local
@@ -109,7 +110,7 @@ class MlflowTracker:
             tags = {"mlflow.parentRunId": self._parent, **_cut(node_tags(run, node), TAG_LIMIT)}
             child_id = self._api.create_run(self._experiment_id, start_time=start, run_name=node.id, tags=tags).info.run_id
             self._children[node.id] = child_id
-            self._log(child_id, metrics=node_metrics(node), params=flatten(node.config), time=start)
+            self._log(child_id, metrics=node_metrics(node), params=flatten(node.config), time=start, curves=node.curves)
             with tempfile.TemporaryDirectory(prefix="ioptim-") as folder:
                 tables = write_node_files(node, Path(folder))
                 self._api.log_artifacts(child_id, folder)
@@ -235,13 +236,19 @@ class MlflowTracker:
         tags: Mapping[str, str] | None = None,
         time: int = 0,
         model_id: str | None = None,
+        curves: Sequence[Curve] = (),
     ) -> None:
-        """Write in as few calls as MLflow's limits allow."""
+        """Write in as few calls as MLflow's limits allow. A curve becomes the history of a metric, by step and by time."""
         from mlflow.entities import Metric, Param, RunTag
 
         numbers: list[Metric] = [
             Metric(_key(key), float(value), time, 0, model_id=model_id, run_id=run_id if model_id else None)
             for key, value in (metrics or {}).items()
+        ]
+        numbers += [
+            Metric(_key(curve.metric), value, time + round(seconds * 1000), step)
+            for curve in curves
+            for step, value, seconds in zip(curve.steps, curve.values, curve.seconds, strict=True)
         ]
         knobs = [Param(key, value) for key, value in _cut(params or {}, PARAM_LIMIT).items()]
         marks = [RunTag(key, value) for key, value in _cut(tags or {}, TAG_LIMIT).items()]

@@ -19,6 +19,7 @@ from tracking_records import finished_run, run_record
 
 from ioptim.core.gate import Verdict
 from ioptim.core.record import RunRecord, Status, TrackingState
+from ioptim.core.step import Curve
 from ioptim.environment import quiet_environment
 from ioptim.errors import UnavailableError
 from ioptim.tracking import local
@@ -132,6 +133,24 @@ def test_a_run_with_its_steps_models_and_verdicts(tmp_path: Path, home: Path) ->
     assert [(spec.name, spec.shape) for spec in signature.outputs.inputs] == [("logits", (-1, 2))]
     provenance = json.loads(Path(model.artifact_location.removeprefix("file://"), "provenance.json").read_text())
     assert [step["id"] for step in provenance["steps"]] == ["quantize", "compile@cpu"]
+
+
+@pytest.mark.integration
+def test_a_curve_is_the_history_of_a_metric(tmp_path: Path, home: Path) -> None:
+    run = finished_run(tmp_path / "store")
+    curve = Curve(metric="train/loss", steps=(4, 8, 12), values=(0.9, 0.5, 0.6), seconds=(0.25, 0.5, 1.0))
+    first = run.nodes[0].model_copy(update={"curves": (curve,)})
+    run = run.model_copy(update={"nodes": (first, *run.nodes[1:])})
+    state = _track(MlflowTracker(home, None, "tiny"), run, tmp_path)
+    client = _client(home)
+    [step] = _runs(client, f"tags.`mlflow.parentRunId` = '{state.run_id}' and tags.`ioptim.node` = 'quantize'")
+    history = client.get_metric_history(step.info.run_id, "train/loss")
+    assert [(point.step, point.value, point.timestamp - step.info.start_time) for point in history] == [
+        (4, 0.9, 250),
+        (8, 0.5, 500),
+        (12, 0.6, 1000),
+    ]
+    assert step.data.metrics["layers_quantized"] == 4  # a number that is no curve stays a number
 
 
 @pytest.mark.integration

@@ -1,57 +1,32 @@
-"""Trains a smaller model to answer like the one that arrives."""
+"""Trains a smaller model to answer like a larger one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ioptim.core.artifact import Format, ModelArtifact
 from ioptim.core.base import Frozen
-from ioptim.core.step import ChartFigure, Context, Level, Note, Outcome, Series, Step, Where, Written
+from ioptim.core.outline import Outline
+from ioptim.core.source import ModelSpec
+from ioptim.core.step import Context, Level, Note, Outcome, Step, Where
 from ioptim.errors import StepError
-from ioptim.shrink import cut, sizes, spread
-from ioptim.steps.distill import losses
+from ioptim.shrink import sizes
+from ioptim.steps.distill.curves import charts, curves
+from ioptim.steps.distill.objective import Objective
+from ioptim.steps.distill.processes import is_first, several
 from ioptim.steps.distill.rows import Rows, split
+from ioptim.steps.distill.student import Pair, Student
 from ioptim.training import Progress, Settings, Training
 
 if TYPE_CHECKING:
-    import torch
-
     from ioptim.core.task import Table
 
 DEV_BATCH = 64
 BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 """Instruction sets with which bfloat16 products are faster than float32 ones."""
-
-
-class Student(Frozen):
-    """The student, made from its teacher's own layers."""
-
-    layers: int | tuple[int, ...] | None = Field(
-        None, description="how many of the teacher's layers to start from (evenly chosen), or which, counted from 0; all when left out"
-    )
-    feed_forward: int | None = Field(None, ge=8, description="neurons of each feed-forward, the teacher's strongest; all when left out")
-
-    @model_validator(mode="after")
-    def _smaller(self) -> Self:
-        if self.layers is None and self.feed_forward is None:
-            raise ValueError("a student names `layers`, `feed_forward` or both; as it stands it is its teacher")
-        count = self.layers if isinstance(self.layers, int) else len(self.layers) if self.layers is not None else 1
-        if count < 1:
-            raise ValueError("a student needs at least one layer")
-        return self
-
-    def chosen(self, total: int) -> tuple[int, ...]:
-        """The teacher's layers to start from."""
-        if self.layers is None:
-            return tuple(range(total))
-        if isinstance(self.layers, int):
-            if self.layers > total:
-                raise StepError(f"student.layers is {self.layers}; the teacher has {total}: a student cannot be larger")
-            return spread(self.layers, total)
-        return self.layers
 
 
 class Losses(Frozen):
@@ -70,38 +45,47 @@ class Losses(Frozen):
         return self
 
 
-BY_OUTPUT: Mapping[str, Losses] = {
-    "logits": Losses(logits=1.0, hidden=1.0),
-    "last_hidden_state": Losses(embedding=1.0, hidden=1.0),
-}
-"""The losses when the recipe names none, by what the task reads."""
+def default_losses(task: Any) -> Losses | None:
+    """When the recipe names none: by what the task reads, and whether it reads text, whose encoders have layers to compare."""
+    layers = 1.0 if hasattr(task, "max_length") else 0.0
+    if task.output == "logits":
+        return Losses(logits=1.0, hidden=layers)
+    return Losses(embedding=1.0, hidden=layers) if task.output == "last_hidden_state" else None
 
 
 class Distill(Step):
-    """Train a student, cut out of the teacher that arrives, until it answers like it.
+    """Train a student until it answers like its teacher.
 
-    The student starts from the teacher's own weights: some of its layers and, in each, the strongest neurons of the feed-forward. It
-    is trained on `data.training` (AdamW, linear warm-up, cosine decay, clipping; batches of rows of like length); the best state on
+    Without `teacher` the model that arrives is the teacher, and `student` says what is cut out of it, or which checkpoint or factory of the
+    user's learns from it. With `teacher`, the id of an earlier step, that step's model teaches the one that arrives: it recovers what
+    pruning has cost.
+
+    It is trained on `data.training` (AdamW, linear warm-up, cosine decay, clipping; batches of rows of like length); the best state on
     `data.dev` is kept. Rows of `data.validation` are never seen. With bfloat16 the products run in it, weights stay float32.
 
-    The training leaves its state beside the store twice a minute: a run that was killed goes on from there.
+    The training leaves its state beside the store twice a minute: a run that was killed goes on from there. With several `processes` each
+    has a device of its own and part of every update's rows.
 
     Raises:
-        StepError: not a transformers encoder; a student larger than its teacher; labels missing for the loss on labels; a loss that is
-            not a number before anything was worth keeping.
+        StepError: a student that is larger than its teacher, has other classes or reads other tokens; layers that cannot be cut or
+            compared; labels missing for the loss on labels; a loss that is not a number before anything was worth keeping.
     """
 
     step: Literal["distill"] = "distill"
     accepts: ClassVar[frozenset[Format]] = frozenset({Format.TORCH})
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "safetensors", "numpy")
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "accelerate", "safetensors", "numpy")
     uses_data: ClassVar[tuple[str, ...]] = ("training", "dev")
+    not_in_key: ClassVar[frozenset[str]] = Step.not_in_key | {"teacher"}
 
-    student: Student = Field(description="what the student has of its teacher")
+    teacher: str | None = Field(
+        None, description="id of an earlier step (`source` is the model as given) whose model teaches the one that arrives"
+    )
+    student: Student | None = Field(None, description="what the student has of the arriving model, or which other it is")
     losses: Losses | None = Field(None, description="weights of the losses; the task's answer and the hidden states, 1 each, when left out")
     temperature: float = Field(2.0, gt=0, description="of the loss on answers: above 1 the wrong classes count more")
     epochs: int = Field(3, ge=1, description="passes over the training rows, at most")
     max_minutes: float | None = Field(None, gt=0, description="training time after which it ends, attempts before a kill counted")
-    batch_size: int = Field(32, ge=1, description="rows per batch")
+    batch_size: int = Field(32, ge=1, description="rows per batch, of each process")
     accumulate: int = Field(1, ge=1, description="batches whose gradients are added before each update")
     learning_rate: float = Field(1e-4, gt=0, description="of AdamW, at its highest")
     warm_up: float = Field(0.06, ge=0, lt=1, description="share of the training over which the learning rate rises")
@@ -110,58 +94,99 @@ class Distill(Step):
     evaluations: int = Field(4, ge=1, description="looks at the dev rows per epoch")
     patience: int = Field(6, ge=1, description="looks without a better quality after which it ends")
     held_out: int | None = Field(None, ge=1, description="training rows to choose by, in place of data.dev; not trained on")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of products in training; auto is bf16 where the CPU has it")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of products in training; auto is bf16 where the device has it")
     sequence: int = Field(128, ge=8, description="tokens that training texts are cut at")
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="where it is trained; auto is the GPU where there is one")
+    processes: int | None = Field(None, ge=1, description="one for each GPU when left out, on the CPU one")
+
+    @model_validator(mode="after")
+    def _somebody_learns(self) -> Self:
+        if self.student is None and self.teacher is None:
+            text = "name a `student` (what is cut out of the arriving model, or a checkpoint)"
+            raise ValueError(f"{text}, or the `teacher` of the arriving model")
+        if self.student is not None and self.student.checkpoint is not None and self.teacher is not None:
+            text = "the arriving model would be neither student nor teacher; leave `teacher` out"
+            raise ValueError(f"{text} and let this step follow {self.teacher} (`after: [{self.teacher}]`)")
+        return self
+
+    def reads(self) -> Mapping[str, str]:
+        return {"teacher": self.teacher} if self.teacher is not None else {}
+
+    def brings(self) -> Mapping[str, ModelSpec]:
+        source = self.student.source if self.student is not None else None
+        return {"student": source} if source is not None else {}
+
+    def outline(self, arriving: Outline | None, others: Mapping[str, Outline | None]) -> Outline | None:
+        if self.student is None:
+            student = arriving
+        elif self.student.checkpoint is not None:
+            student = others.get("student")
+        elif arriving is not None and arriving.layers:
+            student = arriving.cut(self.student.chosen(arriving.layers), self.student.feed_forward)
+        else:
+            student = None
+        teacher = others.get("teacher", arriving)
+        if student is not None and teacher is not None and student.parameters > teacher.parameters:
+            text = f"the student has {student.parameters:,} parameters and its teacher {teacher.parameters:,}"
+            raise StepError(f"{text}: a student cannot be larger")
+        return student
 
     def data_roles(self) -> tuple[str, ...]:
         return ("training",) if self.held_out else self.uses_data
 
     def resolve(self, where: Where) -> Self:
-        flags = getattr(where.hardware, "cpu_flags", ())
-        chosen = self.losses or BY_OUTPUT.get(where.task.output)
+        gpus = getattr(where.hardware, "gpus", ())
+        device = ("gpu" if gpus else "cpu") if self.device == "auto" else self.device
+        processes = self.processes or (max(1, len(gpus)) if device == "gpu" else 1)
         precision = self.precision
         if precision == "auto":
-            precision = "bf16" if any(flag in flags for flag in BF16_FLAGS) else "fp32"
-        return self.model_copy(update={"losses": chosen, "precision": precision})
+            flags = getattr(where.hardware, "cpu_flags", ())
+            able = all(_has_bf16(gpu) for gpu in gpus) if device == "gpu" else any(flag in flags for flag in BF16_FLAGS)
+            precision = "bf16" if able else "fp32"
+        chosen = self.losses or default_losses(where.task)
+        return self.model_copy(update={"losses": chosen, "precision": precision, "device": device, "processes": processes})
 
     def check(self, where: Where) -> list[str]:
         objections = []
-        if not hasattr(where.task, "max_length"):
-            objections.append(f"distill trains encoders of text; the task is {where.task.task}")
-            return objections
-        chosen = self.losses or BY_OUTPUT.get(where.task.output)
+        chosen, task = self.losses or default_losses(where.task), where.task
+        gpus = len(getattr(where.hardware, "gpus", ()))
+        if self.device == "gpu" and (self.processes or 1) > gpus:
+            text = f"device: gpu needs {self.processes or 1} of them, and this machine has {gpus or 'none'}"
+            objections.append(f"{text}; use `device: cpu` or `auto`")
         if chosen is None:
-            objections.append(f"distill knows no default losses for the task {where.task.task}; name them with `losses`")
-        elif where.task.output == "logits" and chosen.embedding:
+            return [*objections, f"distill knows no default losses for the task {task.task}; name them with `losses`"]
+        if not hasattr(task, "max_length") and (chosen.hidden or chosen.attention):
+            text = "the losses on hidden states and attention compare the layers of encoders of text"
+            objections.append(f"{text}; for {task.task} use logits or labels")
+        elif task.output == "logits" and chosen.embedding:
             text = "the loss on embedding is for sentence vectors"
-            objections.append(f"{text}; for {where.task.task} use logits, hidden, attention or labels")
-        elif where.task.output != "logits" and (chosen.logits or chosen.labels):
-            objections.append(f"losses on logits and labels are for classifiers; for {where.task.task} use embedding, hidden or attention")
+            objections.append(f"{text}; for {task.task} use logits, hidden, attention or labels")
+        elif task.output != "logits" and (chosen.logits or chosen.labels):
+            objections.append(f"losses on logits and labels are for classifiers; for {task.task} use embedding, hidden or attention")
         return objections
 
     def run(self, model: ModelArtifact, ctx: Context) -> Outcome:
+        with several(self.processes or 1, self.device != "gpu", ctx):
+            return self._train(model, ctx)
+
+    def _train(self, model: ModelArtifact, ctx: Context) -> Outcome:
         import torch
 
-        from ioptim import torch_model
-
-        torch.set_num_threads(ctx.hardware.threads)
+        torch.set_num_threads(max(1, ctx.hardware.threads // (self.processes or 1)))
         torch.manual_seed(ctx.seed)
         weights = self.losses
         assert weights is not None, "resolved by the plan"
-        ctx.progress(0.0, "loading the teacher")
-        teacher: Any = torch_model.load_module(model, attention="eager" if weights.attention else None)
-        if not hasattr(getattr(teacher, "config", None), "num_hidden_layers"):
-            raise StepError(f"distill needs a transformers encoder; {type(teacher).__name__} has no config with num_hidden_layers")
-        layers = self.student.chosen(teacher.config.num_hidden_layers)
-        pupil = cut(teacher, layers, self.student.feed_forward)
+        ctx.progress(0.0, "loading teacher and student")
+        pair = Pair.of(self.student, self.teacher, model, ctx, "eager" if weights.attention else None)
         table, chosen_by = self._tables(ctx)
-        training = Rows.of(table, model, ctx.task, self.batch_size, self.sequence, labels=bool(weights.labels))
-        dev = Rows.of(chosen_by, model, ctx.task, DEV_BATCH, self.sequence, labels=False)
-        objective = _Objective(teacher, pupil, weights, self.temperature, getattr(ctx.task, "pooling", "mean"))
-        judge = dev.quality(ctx.task, model, pupil, teacher)
-        before = judge()
+        pair.check_tokens(table, ctx.task)
+        training = Rows.of(table, pair, ctx.task, self.batch_size, self.sequence, ctx.seed, labels=bool(weights.labels))
+        dev = Rows.of(chosen_by, pair, ctx.task, DEV_BATCH, self.sequence, ctx.seed, labels=False)
+        first = is_first()
+        objective = Objective(pair, weights, self.temperature, ctx.task, training, ctx.scratch / "teacher", writes=first)
+        judge = dev.quality(ctx.task, pair)
         run = Training(
-            pupil,
+            pair.student.module,
             training.batches,
             objective,
             judge,
@@ -170,9 +195,11 @@ class Distill(Step):
             ctx.scratch,
             ctx.progress,
             extra=[objective.projections],
+            still=[pair.teacher.module],
         )
+        before = judge()
         progress = run.run()
-        return self._outcome(model, teacher, pupil, layers, progress, before, judge.metric, (training, dev), ctx)
+        return self._outcome(pair, progress, before, judge.metric, (training, dev), run, ctx) if first else Outcome()
 
     def _tables(self, ctx: Context) -> tuple[Table, Table]:
         """Rows to train on and rows to choose by.
@@ -189,26 +216,15 @@ class Distill(Step):
 
     def _settings(self, ctx: Context) -> Settings:
         names = ("epochs", "learning_rate", "warm_up", "weight_decay", "clip_norm", "accumulate", "max_minutes", "patience", "evaluations")
-        return Settings(**{name: getattr(self, name) for name in names}, seed=ctx.seed, bf16=self.precision == "bf16")
+        given = {name: getattr(self, name) for name in names}
+        return Settings(**given, seed=ctx.seed, bf16=self.precision == "bf16", cpu=self.device != "gpu")
 
     def _outcome(
-        self,
-        model: ModelArtifact,
-        teacher: Any,
-        pupil: Any,
-        layers: Sequence[int],
-        progress: Progress,
-        before: float,
-        metric: str,
-        rows: tuple[Rows, Rows],
-        ctx: Context,
+        self, pair: Pair, progress: Progress, before: float, metric: str, rows: tuple[Rows, Rows], run: Training, ctx: Context
     ) -> Outcome:
-        from ioptim import torch_model
-
         assert progress.best is not None, "a training ends with an evaluation"
-        parameters, teachers = (sizes(module)["parameters"] for module in (pupil, teacher))
         notes = [
-            Note(text=f"the student has the teacher's layers {', '.join(map(str, layers))}: {parameters:,} of {teachers:,} parameters"),
+            *pair.notes(),
             Note(
                 text=f"trained on {rows[0].count:,} rows {progress.ended} ({progress.seconds / 60:.1f} minutes); {metric} on the dev rows"
                 f" {before:.4f} before, {progress.best:.4f} at best"
@@ -219,80 +235,32 @@ class Distill(Step):
         if "not a number" in progress.ended:
             notes.append(Note(text=progress.ended, level=Level.WARNING))
         (ctx.out / "model").mkdir()
-        torch_model.save_checkpoint(pupil, ctx.out / "model", model.entry)
+        student = pair.student
+        measured = sizes(student.module) if student.is_encoder else {"parameters": student.parameters}
         return Outcome(
-            written=Written(
-                format=Format.TORCH,
-                entry=model.entry,
-                inputs=model.inputs,
-                outputs=model.outputs,
-                assets=("config.json",),
-                facts={**model.facts, "parameters": parameters},
-            ),
+            written=pair.write(ctx.out / "model"),
             metrics={
-                **{name: float(value) for name, value in sizes(pupil).items()},
-                "parameters_ratio": parameters / teachers,
+                **{name: float(value) for name, value in measured.items()},
+                "parameters_ratio": student.parameters / pair.teacher.parameters,
                 f"dev_{metric}": progress.best,
                 f"dev_{metric}_before": before,
                 "training_s": round(progress.seconds, 1),
                 "steps": float(progress.step),
             },
-            charts=_curves(progress, metric),
+            charts=charts(progress, metric, run.per_epoch),
+            curves=curves(progress, metric),
             notes=tuple(notes),
-            facts={"precision": self.precision, "teacher_layers": list(layers), "ended": progress.ended, "best_step": progress.best_step},
+            facts={
+                "precision": self.precision,
+                "device": str(run.place.device),
+                "processes": run.place.num_processes,
+                "ended": progress.ended,
+                "best_step": progress.best_step,
+            }
+            | ({"teacher_layers": list(pair.layers)} if pair.layers is not None else {}),
         )
 
 
-class _Objective:
-    """The weighted sum of the losses on one batch. The teacher answers in the same pass, without gradients."""
-
-    def __init__(self, teacher: Any, pupil: Any, weights: Losses, temperature: float, pooling: str) -> None:
-        import torch
-
-        self.pooling = pooling
-        if weights.attention:  # transformers returns the maps after their dropout
-            for name, part in pupil.named_modules():
-                if isinstance(part, torch.nn.Dropout) and "attention" in name:
-                    part.p = 0.0
-        self.teacher, self.pupil, self.weights, self.temperature = teacher.eval(), pupil, weights, temperature
-        self.matched = losses.matched(pupil.config.num_hidden_layers, teacher.config.num_hidden_layers)
-        widths = pupil.config.hidden_size, teacher.config.hidden_size
-        alike = widths[0] == widths[1]
-        self.projections = torch.nn.ModuleList(torch.nn.Identity() if alike else torch.nn.Linear(*widths) for _ in self.matched)
-
-    def __call__(self, batch: tuple[Mapping[str, torch.Tensor], torch.Tensor | None]) -> torch.Tensor:
-        import torch
-
-        feeds, labels = batch
-        weights, mask = self.weights, feeds.get("attention_mask")
-        wanted = {"output_hidden_states": bool(weights.hidden), "output_attentions": bool(weights.attention)}
-        with torch.no_grad():
-            theirs = self.teacher(**feeds, **wanted)
-        mine = self.pupil(**feeds, **wanted)
-        if mask is None:
-            mask = torch.ones(next(iter(feeds.values())).shape[:2])
-        total = torch.zeros(())
-        if weights.logits:
-            total = total + weights.logits * losses.logits(mine.logits.float(), theirs.logits.float(), self.temperature)
-        if weights.embedding:
-            states = mine.last_hidden_state.float(), theirs.last_hidden_state.float()
-            total = total + weights.embedding * losses.embedding(*states, mask, self.pooling)
-        if weights.hidden:
-            pairs = mine.hidden_states[1:], [theirs.hidden_states[i + 1] for i in self.matched]
-            total = total + weights.hidden * losses.hidden(*pairs, mask, list(self.projections))
-        if weights.attention:
-            maps = mine.attentions, [theirs.attentions[i] for i in self.matched]
-            total = total + weights.attention * losses.attention(*maps, mask)
-        if weights.labels:
-            assert labels is not None
-            total = total + weights.labels * torch.nn.functional.cross_entropy(mine.logits.float(), labels)
-        return total
-
-
-def _curves(progress: Progress, metric: str) -> tuple[ChartFigure, ...]:
-    x = tuple(point.epoch for point in progress.points)
-    charts = []
-    for label, values in (("loss", [p.loss for p in progress.points]), (metric, [p.quality for p in progress.points])):
-        series = (Series(name="training rows" if label == "loss" else "dev rows", x=x, y=tuple(values), line=True),)
-        charts.append(ChartFigure(title=f"Distillation: {label}", kind="points", x_label="epoch", y_label=label, series=series))
-    return tuple(charts)
+def _has_bf16(gpu: Mapping[str, Any]) -> bool:
+    """Products in bfloat16 came with compute capability 8.0."""
+    return str(gpu.get("compute_capability", "0")) >= "8"

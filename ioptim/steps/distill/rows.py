@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ioptim.core.artifact import ModelArtifact
 from ioptim.core.task import Table, Task
+from ioptim.steps.distill.student import Pair, Side
 
 if TYPE_CHECKING:
     import torch
 
     from ioptim.core.task import Feeds
+
+PAIRED_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,18 @@ class Rows:
     places: Sequence[Sequence[int]]
 
     @classmethod
-    def of(cls, table: Table, model: ModelArtifact, task: Task, batch_size: int, longest: int, *, labels: bool) -> Rows:
-        """All rows of a table.
+    def of(cls, table: Table, pair: Pair, task: Task, batch_size: int, longest: int, seed: int, *, labels: bool) -> Rows:
+        """All rows of a table, as the teacher reads them; texts are cut where the shorter of the two would.
 
         Raises:
             StepError: there are no labels where they are wanted.
         """
+        model = pair.teacher.artifact
         if limit := getattr(task, "longest", None):  # of a task on text
-            task = task.model_copy(update={"max_length": min(longest, limit(model))})
+            task = task.model_copy(update={"max_length": min(longest, *(limit(side.artifact) for side in (pair.teacher, pair.student)))})
         examples = list(task.examples(table, model))
         classes = task.class_ids(table, model) if labels else None
-        places = _alike(examples, batch_size)
+        places = _alike(examples, batch_size, seed)
         batches = _Batches(examples, places, lambda chosen: task.collate(chosen, model), classes)
         return cls(table, len(table), batches, places)
 
@@ -51,9 +54,9 @@ class Rows:
 
         return shuffled
 
-    def quality(self, task: Task, model: ModelArtifact, pupil: Any, teacher: Any) -> Quality:
+    def quality(self, task: Task, pair: Pair) -> Quality:
         """By the task's headline metric where the rows have what it needs, else by closeness to the teacher."""
-        return Quality(self, task, model, pupil, teacher)
+        return Quality(self, task, pair)
 
 
 def split(table: Table, held_out: int, seed: int) -> tuple[Table, Table]:
@@ -89,30 +92,45 @@ class _Batches(Sequence[Any]):
 class Quality:
     """Called, it says how good the student is on the rows; higher is better. `metric` is what the number means."""
 
-    def __init__(self, rows: Rows, task: Task, model: ModelArtifact, pupil: Any, teacher: Any) -> None:
-        self.rows, self.task, self.model, self.pupil = rows, task, model, pupil
+    def __init__(self, rows: Rows, task: Task, pair: Pair) -> None:
+        self.rows, self.task, self.pair = rows, task, pair
         self.by_task = set(task.columns) <= set(rows.table.columns)
         headline = task.metrics[0]
         self.metric = headline.name if self.by_task else "cosine_to_teacher"
         self.sign = 1.0 if headline.higher_is_better or not self.by_task else -1.0
-        self.reference = None if self.by_task else self._answers(teacher)
+        self.reference = None if self.by_task else self._vectors(pair.teacher)
+        if self.reference is not None and self.reference.shape[1] != self._vectors(pair.student).shape[1]:
+            self.metric = "similarities_as_teacher"
 
     def __call__(self) -> float:
-        answers = self._answers(self.pupil)
         if self.reference is None:
-            return self.sign * fmean(self.task.score(answers, self.rows.table, self.model)[self.metric])
-        first = getattr(self.task, "pooling", "mean") == "cls"
-        return fmean(_cosine(a[self.task.output], b[self.task.output], first) for a, b in zip(answers, self.reference, strict=True))
+            answers = self._answers(self.pair.student)
+            return self.sign * fmean(self.task.score(answers, self.rows.table, self.pair.teacher.artifact)[self.metric])
+        mine = self._vectors(self.pair.student)
+        return _cosine(mine, self.reference) if self.metric == "cosine_to_teacher" else _correlation(mine, self.reference)
 
-    def _answers(self, module: Any) -> list[dict[str, Any]]:
+    def _vectors(self, side: Side) -> Any:
+        """(examples, width): logits, or tokens' vectors as the task pools them."""
+        import numpy as np
+
+        first = getattr(self.task, "pooling", "mean") == "cls"
+        outputs = [answer[self.task.output][0] for answer in self._answers(side)]
+        return np.stack([array if array.ndim == 1 else array[0] if first else array.mean(axis=0) for array in outputs])
+
+    def _answers(self, side: Side) -> list[dict[str, Any]]:
         """The output that the task reads, example by example, without padding."""
         import torch
+        from accelerate.utils import send_to_device
+
+        from ioptim.torch_model import named_outputs
 
         answers: list[dict[str, Any]] = [{} for _ in range(sum(map(len, self.rows.places)))]
-        module.eval()
+        side.module.eval()
+        device = next(side.module.parameters()).device
         with torch.inference_mode():
             for places, (feeds, _) in zip(self.rows.places, _each(self.rows.batches), strict=True):
-                output = getattr(module(**feeds), self.task.output).float().numpy()
+                result = side.answer(send_to_device(feeds, device))
+                output = named_outputs(result, side.artifact.outputs)[self.task.output].float().cpu().numpy()
                 lengths = feeds["attention_mask"].sum(1).tolist() if output.ndim == 3 and "attention_mask" in feeds else None
                 for row, place in enumerate(places):
                     one = output[row : row + 1]
@@ -124,15 +142,31 @@ def _each(batches: Sequence[Any]) -> Iterator[Any]:
     return (batches[i] for i in range(len(batches)))
 
 
-def _alike(examples: Sequence[Feeds], batch_size: int) -> list[list[int]]:
-    """Places of the examples of each batch: sorted by size, so that little is padded."""
-    by_size = sorted(range(len(examples)), key=lambda i: (next(iter(examples[i].values())).size, i))
-    return [by_size[start : start + batch_size] for start in range(0, len(by_size), batch_size)]
+def _alike(examples: Sequence[Feeds], batch_size: int, seed: int) -> list[list[int]]:
+    """Places of the examples of each batch: sorted by size, so that little is padded; among those of one size, drawn.
+
+    Nobody is left alone in the last batch: a normalization over the batch would have nothing to go by.
+    """
+    draw = random.Random(seed)
+    by_size = sorted(range(len(examples)), key=lambda i: (next(iter(examples[i].values())).size, draw.random()))
+    batches = [by_size[start : start + batch_size] for start in range(0, len(by_size), batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2] += batches.pop()
+    return batches
 
 
-def _cosine(a: Any, b: Any, first: bool) -> float:
-    """Of two outputs as flat vectors; of tokens' vectors, of the first or of their means."""
+def _cosine(mine: Any, theirs: Any) -> float:
+    """Mean over the rows, (rows, width) each."""
     import numpy as np
 
-    x, y = (array[0] if array.ndim < 3 else array[0, 0] if first else array[0].mean(axis=0) for array in (a, b))
-    return float(np.dot(x, y) / max(1e-12, float(np.linalg.norm(x) * np.linalg.norm(y))))
+    lengths = np.linalg.norm(mine, axis=1) * np.linalg.norm(theirs, axis=1)
+    return float(np.mean((mine * theirs).sum(axis=1) / np.maximum(lengths, 1e-12)))
+
+
+def _correlation(mine: Any, theirs: Any) -> float:
+    """Of vectors of different widths: Pearson's, of the cosines between all pairs of the first `PAIRED_ROWS` rows."""
+    import numpy as np
+
+    above = np.triu_indices(min(len(mine), PAIRED_ROWS), 1)
+    units = (side[:PAIRED_ROWS] / np.linalg.norm(side[:PAIRED_ROWS], axis=1, keepdims=True) for side in (mine, theirs))
+    return float(np.corrcoef(*((unit @ unit.T)[above] for unit in units))[0, 1])
