@@ -54,14 +54,16 @@ def class_ids(table: Table, model: ModelArtifact) -> list[int]:
     """The class of each row's label.
 
     Raises:
-        StepError: there is no column `label`, or a label that the model does not have.
+        StepError: there is no column `label`, a label that the model does not have, or a model that tells neither names of its classes
+            nor their number.
     """
     if "label" not in table.columns:
         raise StepError(f"{table.origin} has no column 'label'; it has {', '.join(table.columns)}")
     labels = labels_of(model)
-    if not labels:
+    count = len(labels) or next((spec.shape[-1] for spec in model.outputs if spec.name == "logits" and spec.shape), None)
+    if not isinstance(count, int):
         raise StepError(f"{model.path} does not name its classes, so labels cannot be matched to them")
-    return [class_of(label, labels, len(labels), row) for label, row in zip(table.columns["label"], table.rows, strict=True)]
+    return [class_of(label, labels, count, row) for label, row in zip(table.columns["label"], table.rows, strict=True)]
 
 
 def class_of(label: Any, labels: Sequence[str], classes: int, row: str) -> int:
