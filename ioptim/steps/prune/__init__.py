@@ -187,8 +187,12 @@ class Prune(Step):
             return
         graph = channels.Graph(done.module, rows.feeds[0], self.channels)
         values = graph.values(self.importance, rows)
-        gone = channels.chosen(graph.groups, values, self.channels, self._comparable)
+        costs = graph.costs({name: each for name, (_, each) in done.work.by_layer.items()})
+        gone = channels.chosen(graph.groups, values, self.channels, costs, self._comparable)
         graph.cut(gone)
+        if self.channels.recalibrate and (count := graph.recalibrate(rows.feeds)):
+            text = f"channels: {count} batch normalizations were measured anew on {len(rows.feeds)} training rows"
+            done.notes.append(Note(text=text))
         for group in graph.groups:
             left = [i for i in range(group.width) if i not in set(gone.get(group.name, ()))]
             share = float(values[group.name][left].sum() / values[group.name].sum())

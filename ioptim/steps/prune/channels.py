@@ -24,6 +24,8 @@ from ioptim.steps.prune.importance import Importance, Rows, gated, measure, redu
 if TYPE_CHECKING:
     import torch
 
+RECALIBRATED = 64
+"""Rows of a batch by which normalizations are measured anew."""
 TOLERANCE = 1e-4
 """Of an output after a cut, against the same module with the channels silenced, as a fraction of its largest value."""
 
@@ -35,12 +37,16 @@ class Channels(Frozen):
         description="share of the channels to remove, or shares by name of a module and all in it (`{block1: 0.5}`; the rest stays whole)"
     )
     scope: Literal["layer", "global"] = Field(
-        "layer", description="the share holds for each layer, or for all together, where layers that matter less lose more"
+        "layer",
+        description="the share holds for each layer, or for all channels together: those go first that matter least for what they cost (`taylor`), or within their layer (the others)",
     )
     round_to: int | None = Field(
         None, ge=1, description="channels kept are a multiple of this; what the target's vectors hold when left out"
     )
     exclude: tuple[str, ...] = Field((), description="names of modules that stay as they are, with all in them")
+    recalibrate: bool = Field(
+        True, description="measure means and variances of batch normalizations anew on the training rows; nothing else is adapted"
+    )
 
     def ratio_of(self, layer: str) -> float:
         """The share for the layer of this name: of the longest name given that it is, or is in."""
@@ -185,6 +191,40 @@ class Graph:
             found[group.name] = reduced(kind, samples)
         return found
 
+    def costs(self, multiply_adds: Mapping[str, float]) -> dict[str, float]:
+        """Multiply-adds that go with one channel, by group, from those of each layer: where it is made, and its part where it is read."""
+        found = {}
+        for group in self.groups:
+            read = (multiply_adds[name] * len(places) / self._inputs(name) for name, (places, _) in group.readers.items())
+            found[group.name] = (sum(multiply_adds[name] for name in group.layers) + sum(read)) / group.width
+        return found
+
+    def _inputs(self, name: str) -> int:
+        layer = self.modules[name]
+        return int(getattr(layer, "in_channels", None) or layer.in_features)
+
+    def recalibrate(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> int:
+        """Measure the means and variances of every batch normalization anew; how many there are. Nothing else changes.
+
+        What a normalization is fed with has changed with the channels before it, so that its statistics are of another model.
+        """
+        import torch
+
+        norms = [child for child in self.modules.values() if isinstance(child, torch.nn.modules.batchnorm._BatchNorm)]
+        norms = [norm for norm in norms if norm.track_running_stats]
+        kept = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches, each as good as the others
+            norm.train()
+        with torch.no_grad():
+            for feeds in _joined(batches) if norms else ():
+                self.module(**feeds)
+        for norm, momentum in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+        return len(norms)
+
     def _items(self, group: Group, channels: Sequence[int]) -> Any:
         return self.graph.get_pruning_group(group.root, self.graph.get_pruner_of_module(group.root).prune_out_channels, list(channels))
 
@@ -231,21 +271,25 @@ class Graph:
                 raise StepError(f"{without}, {text}: something mixes channels unseen by the graph (attention, a view); {advice}")
 
 
-def chosen(groups: Sequence[Group], values: Mapping[str, torch.Tensor], wanted: Channels, comparable: bool) -> dict[str, list[int]]:
+def chosen(
+    groups: Sequence[Group], values: Mapping[str, torch.Tensor], wanted: Channels, costs: Mapping[str, float], comparable: bool
+) -> dict[str, list[int]]:
     """Channels to remove, by group; the same number from each of its parts.
 
     Args:
-        comparable: whether values of two groups can be compared as they are; else each is divided by its group's mean.
+        costs: multiply-adds of a row that go with one channel, by group.
+        comparable: whether values of two groups are in one unit. Then, with `scope: global`, the channels go first that matter least
+            for what they cost; else those that matter least beside their group's mean.
 
     Raises:
         StepError: a layer would be left without channels, or none would go anywhere.
     """
     import torch
 
-    shares = _shares(groups, values, wanted, comparable)
+    shares = _shares(groups, values, wanted, costs, comparable)
     found = {}
     for group in groups:
-        kept = _kept(group, shares[group.name], wanted.round_to or 1)
+        kept = _kept(group, shares[group.name], wanted)
         if kept == group.width:
             continue
         each, size = kept // group.parts, group.width // group.parts
@@ -261,29 +305,42 @@ def chosen(groups: Sequence[Group], values: Mapping[str, torch.Tensor], wanted: 
     return found
 
 
-def _shares(groups: Sequence[Group], values: Mapping[str, torch.Tensor], wanted: Channels, comparable: bool) -> dict[str, float]:
+def _shares(
+    groups: Sequence[Group], values: Mapping[str, torch.Tensor], wanted: Channels, costs: Mapping[str, float], comparable: bool
+) -> dict[str, float]:
     """The share to remove from each group."""
     import torch
 
     if wanted.scope == "layer":
         return {group.name: max(wanted.ratio_of(name) for name in group.layers) for group in groups}
-    scaled = {group.name: values[group.name] / (1.0 if comparable else values[group.name].mean()) for group in groups}
+    units = {group.name: costs[group.name] if comparable else float(values[group.name].mean()) for group in groups}
+    scaled = {name: values[name] / max(unit, 1e-12) for name, unit in units.items()}
     together = torch.cat(list(scaled.values()))
-    count = round(float(wanted.ratio_of("")) * len(together))
+    count = round(wanted.ratio_of("") * len(together))
     limit = together.kthvalue(count).values if count else -torch.inf
     return {name: float((value <= limit).float().mean()) for name, value in scaled.items()}
 
 
-def _kept(group: Group, share: float, round_to: int) -> int:
+def _kept(group: Group, share: float, wanted: Channels) -> int:
     """Channels that stay: the multiple next to what was asked for, at least one of it, at most all."""
     asked = (1 - share) * group.width
-    if asked < 0.5:
+    if asked < 0.5 and wanted.scope == "layer":
         raise StepError(
             f"channels: pruning_ratio {share:g} leaves {group.name} {asked:.2g} of its {group.width} channels, which is none;"
             f" lower the ratio, or add {group.name} to `channels.exclude`"
         )
-    multiple = math.lcm(round_to, group.parts)
+    multiple = math.lcm(wanted.round_to or 1, group.parts)
     return min(group.width, max(1, math.floor(asked / multiple + 0.5)) * multiple)
+
+
+def _joined(batches: Sequence[Mapping[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+    """Rows of one size as batches of `RECALIBRATED` rows: a variance is of a batch."""
+    import torch
+
+    for start in range(0, len(batches), RECALIBRATED):
+        rows = batches[start : start + RECALIBRATED]
+        alike = [row for row in rows if all(row[name].shape == rows[0][name].shape for name in row)]
+        yield {name: torch.cat([row[name] for row in alike]) for name in alike[0]}
 
 
 def _is_layer(child: Any) -> bool:
