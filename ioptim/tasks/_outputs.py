@@ -54,15 +54,14 @@ def class_ids(table: Table, model: ModelArtifact) -> list[int]:
     """The class of each row's label.
 
     Raises:
-        StepError: there is no column `label`, a label that the model does not have, or a model that tells neither names of its classes
-            nor their number.
+        StepError: there is no column `label`, or a label that the model does not have.
     """
     if "label" not in table.columns:
         raise StepError(f"{table.origin} has no column 'label'; it has {', '.join(table.columns)}")
     labels = labels_of(model)
-    count = len(labels) or next((spec.shape[-1] for spec in model.outputs if spec.name == "logits" and spec.shape), None)
-    if not isinstance(count, int):
-        raise StepError(f"{model.path} does not name its classes, so labels cannot be matched to them")
+    count = len(labels) or next((spec.shape[-1] for spec in model.outputs if spec.name == "logits"), 0)
+    if not isinstance(count, int) or not count:
+        raise StepError(f"{model.path} does not say how many classes it has, so labels cannot be matched to them")
     return [class_of(label, labels, count, row) for label, row in zip(table.columns["label"], table.rows, strict=True)]
 
 

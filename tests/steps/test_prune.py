@@ -207,7 +207,8 @@ def test_neurons_that_say_nothing_are_those_that_go(words: ModelArtifact) -> Non
 
 
 def test_nothing_to_prune() -> None:
-    with pytest.raises(ValidationError, match="nothing is pruned: give one of `vocabulary`, `feed_forward`, `layers`, `heads`, `channels`, `sparsity`"):
+    parts = "`vocabulary`, `feed_forward`, `layers`, `heads`, `channels`, `sparsity`"
+    with pytest.raises(ValidationError, match=f"nothing is pruned: give one of {parts}"):
         Prune()
 
 

@@ -16,7 +16,7 @@ from ioptim.errors import StepError
 from ioptim.shrink import cut, feed_forwards, layer_influence, sizes, width_name
 from ioptim.steps.prune import channels, heads, sparsity
 from ioptim.steps.prune.channels import Channels
-from ioptim.steps.prune.importance import Importance, Rows, measure, reduced
+from ioptim.steps.prune.importance import Importance, Rows, measure, reduced, share
 from ioptim.steps.prune.sparsity import Sparsity
 from ioptim.steps.prune.vocabulary import trim
 from ioptim.steps.prune.work import Work, layers_table, parameters, work
@@ -75,7 +75,7 @@ class Prune(Step):
 
     @model_validator(mode="after")
     def _something(self) -> Self:
-        if not any(getattr(self, name) not in (None, False) for name in PARTS):
+        if not self._asked(PARTS):
             raise ValueError(f"nothing is pruned: give one of {', '.join(f'`{name}`' for name in PARTS)}")
         if not self.vocabulary and self.min_count != 1:
             raise ValueError("`min_count` is of the vocabulary, which is not trimmed: give `vocabulary: true` or leave it out")
@@ -87,6 +87,10 @@ class Prune(Step):
             raise ValueError(f"channels: {'; '.join(wrong)}")
         return self
 
+    def _asked(self, names: tuple[str, ...]) -> list[str]:
+        """Those of these fields that the recipe gave."""
+        return [name for name in names if getattr(self, name) is not None and getattr(self, name) is not False]
+
     def resolve(self, where: Where) -> Self:
         """`round_to` of the channels: what the vectors of the narrowest target hold."""
         if self.channels is None or self.channels.round_to is not None:
@@ -97,7 +101,7 @@ class Prune(Step):
 
     def check(self, where: Where) -> list[str]:
         objections = []
-        asked = [name for name in ENCODERS if getattr(self, name) not in (None, False)]
+        asked = self._asked(ENCODERS)
         if asked and not where.task.auto_class:
             objections.append(f"{', '.join(asked)} are of transformers encoders; the task {where.task.task} has none")
         if self.vocabulary and not hasattr(where.task, "max_length"):
@@ -105,8 +109,7 @@ class Prune(Step):
         return objections
 
     def library_names(self, where: Where) -> tuple[str, ...]:
-        encoder = any(getattr(self, name) not in (None, False) for name in ENCODERS)
-        more = (("transformers", "tokenizers") if encoder else ()) + (("torch-pruning",) if self.channels is not None else ())
+        more = (("transformers", "tokenizers") if self._asked(ENCODERS) else ()) + (("torch-pruning",) if self.channels is not None else ())
         return (*self.libraries, *more)
 
     def run(self, model: ModelArtifact, ctx: Context) -> Outcome:
@@ -137,7 +140,7 @@ class Prune(Step):
         return self._outcome(model, done, after, loader, (*written, *done.assets))
 
     def _require_encoder(self, module: Any, model: ModelArtifact) -> None:
-        asked = [name for name in ENCODERS if getattr(self, name) not in (None, False)]
+        asked = self._asked(ENCODERS)
         if asked and not hasattr(getattr(module, "config", None), "num_hidden_layers"):
             text = f"{type(module).__name__} has no config with num_hidden_layers; for convolutions and plain modules use channels"
             raise StepError(f"{', '.join(asked)}: prune needs a transformers encoder; {text}")
@@ -161,8 +164,8 @@ class Prune(Step):
             width = getattr(done.module.config, width_name(done.module.config))
             done.module = cut(done.module, range(done.module.config.num_hidden_layers), self.feed_forward, values)
             for layer, value in (values or {}).items():
-                share = float(value.topk(self.feed_forward).values.sum() / value.sum())
-                done.removed.append((f"feed-forward of layer {layer}", "neurons", width, self.feed_forward, share))
+                left = value.topk(self.feed_forward).indices
+                done.removed.append((f"feed-forward of layer {layer}", "neurons", width, self.feed_forward, share(value, left)))
 
     def _neurons(self, module: Any, rows: Rows) -> dict[int, Any] | None:
         """Importance of each feed-forward's neurons; None leaves it to `cut`, which goes by magnitude."""
@@ -180,7 +183,7 @@ class Prune(Step):
         kept = heads.chosen(found, values, wanted.keep, wanted.scope == "global", self._comparable)
         heads.cut(done.module, found, kept, rows.feeds[0])
         for one, value, stay in zip(found, values, kept, strict=True):
-            done.removed.append((one.path, "heads", one.count, len(stay), float(value[stay].sum() / value.sum())))
+            done.removed.append((one.path, "heads", one.count, len(stay), share(value, stay)))
 
     def _cut_channels(self, done: _Done, rows: Rows) -> None:
         if self.channels is None:
@@ -195,8 +198,7 @@ class Prune(Step):
             done.notes.append(Note(text=text))
         for group in graph.groups:
             left = [i for i in range(group.width) if i not in set(gone.get(group.name, ()))]
-            share = float(values[group.name][left].sum() / values[group.name].sum())
-            done.removed.append((" + ".join(group.layers), "channels", group.width, len(left), share))
+            done.removed.append((" + ".join(group.layers), "channels", group.width, len(left), share(values[group.name], left)))
         if whole := [group.name for group in graph.groups if group.name not in gone]:
             text = f"channels: {len(whole)} of {len(graph.groups)} groups of layers stay whole (ratio and round_to): {', '.join(whole[:6])}"
             done.notes.append(Note(text=text))
@@ -218,10 +220,10 @@ class Prune(Step):
             raise StepError(f"sparsity: no layer has inputs in runs of {self.sparsity.pattern}; nothing was set to zero")
         for layer in zeroed:
             done.removed.append((layer.name, "weights that are not zero", layer.weights - layer.before, layer.weights - layer.after, None))
-        share = sum(layer.after for layer in zeroed) / sum(layer.weights for layer in zeroed)
+        zeros = sum(layer.after for layer in zeroed) / sum(layer.weights for layer in zeroed)
         after = sparsity.compressed_size(done.module)
-        done.metrics |= {"sparsity": share, "compressed_size_bytes": float(after), "compressed_size_ratio": after / before}
-        text = f"sparsity: {share:.0%} of the weights of {len(zeroed)} layers are zero; the runtimes multiply by them as before"
+        done.metrics |= {"sparsity": zeros, "compressed_size_bytes": float(after), "compressed_size_ratio": after / before}
+        text = f"sparsity: {zeros:.0%} of the weights of {len(zeroed)} layers are zero; the runtimes multiply by them as before"
         done.notes.append(Note(text=f"{text}, the file compresses to {after / before:.0%} of what it did", level=Level.WARNING))
         if unfit:
             text = f"sparsity: {len(unfit)} layers have inputs that {self.sparsity.pattern} does not divide and stay whole"
@@ -235,8 +237,7 @@ class Prune(Step):
 
     def _outcome(self, model: ModelArtifact, done: _Done, after: Work, loader: Mapping[str, Any], assets: tuple[str, ...]) -> Outcome:
         before = done.work
-        changed = [name for name in PARTS if name != "vocabulary" and getattr(self, name) is not None]
-        if changed:
+        if changed := [name for name in self._asked(PARTS) if name != "vocabulary"]:
             text = f"{', '.join(changed)}: the answers changed and nothing was trained afterwards; `distill` trains what is left"
             done.notes.append(Note(text=text, level=Level.WARNING))
         return Outcome(

@@ -38,7 +38,8 @@ class Channels(Frozen):
     )
     scope: Literal["layer", "global"] = Field(
         "layer",
-        description="the share holds for each layer, or for all channels together: those go first that matter least for what they cost (`taylor`), or within their layer (the others)",
+        description="the share is of each layer, or of all channels together: first go those that matter least for what they cost"
+        " (`taylor`) or least in their layer",
     )
     round_to: int | None = Field(
         None, ge=1, description="channels kept are a multiple of this; what the target's vectors hold when left out"
@@ -261,7 +262,7 @@ class Graph:
                 given = _tensors(self.module(**self.trial))
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 failed = f"{self._called(running[-1] if running else '')} fails: {_one_line(error)}"
-                raise StepError(f"{without}, {failed}. Its code holds a width of its own; {advice}") from error
+                raise StepError(f"{without}, {failed}. It has a width that the graph does not show; {advice}") from error
         for old, new in zip(wanted, given, strict=True):
             if old.shape != new.shape:
                 raise StepError(f"{without}, an output has the shape {list(new.shape)}, not {list(old.shape)}; {advice}")

@@ -91,7 +91,7 @@ def chosen(found: Sequence[Attention], values: Sequence[torch.Tensor], keep: int
         raise StepError(f"heads is {keep}; the model has {most} in each layer, so none would go")
     if not everywhere:
         return [value.topk(min(keep, len(value))).indices.sort().values.tolist() for value in values]
-    scaled = [value if comparable else value / value.mean() for value in values]
+    scaled = [value.clone() if comparable else value / value.mean() for value in values]
     best = [int(value.argmax()) for value in scaled]
     for value, place in zip(scaled, best, strict=True):
         value[place] = torch.inf

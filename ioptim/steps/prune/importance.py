@@ -83,6 +83,12 @@ def reduced(kind: Importance, samples: torch.Tensor) -> torch.Tensor:
     return (samples**2 if kind is Importance.TAYLOR else samples).mean(0)
 
 
+def share(values: torch.Tensor, kept: Any) -> float | None:
+    """Part of all importance that these places have; None where nothing matters."""
+    total = float(values.sum())
+    return round(float(values[kept].sum()) / total, 4) if total else None
+
+
 def _taylor(module: Any, layers: Mapping[Key, Any], rows: Rows) -> dict[Key, torch.Tensor]:
     """Derivative of each row's loss by a gate of 1 on each input: the loss minus this is the loss without the input, to first order."""
     import torch
