@@ -76,7 +76,7 @@ _RUNS_IN_A_STEP = (
     "subject.py",
     "roofline.py",
     "shrink.py",
-    "torch_model.py",
+    "torch_*.py",
     "training.py",
     "onnx_*.py",
     "worker.py",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ioptim.errors import StepError
 
 if TYPE_CHECKING:
     import torch
+
+Key = TypeVar("Key")
 
 _LAYER = re.compile(r"^((?:.*\.)?(?:layers?|h|block)\.)(\d+)(\..*)$")
 _WIDTHS = ("intermediate_size", "hidden_dim", "ffn_dim", "d_ff")
@@ -134,26 +136,40 @@ def _magnitude(values: Sequence[torch.Tensor], width: int) -> torch.Tensor:
     return strength
 
 
-def activation_importance(module: Any, batches: Sequence[Mapping[str, Any]]) -> dict[int, torch.Tensor]:
-    """Mean of |what a neuron says| times the norm of its weights out, by layer: what leaves with it on these inputs. (neurons,) each.
-
-    Source: Sun et al., A Simple and Effective Pruning Approach (Wanda, arXiv:2306.11695), summed over a neuron's outgoing weights.
-    """
+def feed_forwards(module: Any) -> dict[int, torch.nn.Linear]:
+    """The matrix that each layer's feed-forward ends with, by layer: its inputs are the neurons."""
     import torch
 
     width = getattr(module.config, width_name(module.config))
-    found: dict[int, torch.Tensor] = {}
+    named = ((_LAYER.match(f"{name}."), child) for name, child in module.named_modules() if isinstance(child, torch.nn.Linear))
+    return {int(match[2]): child for match, child in named if match and child.in_features == width != child.out_features}
+
+
+def activation_importance(module: Any, batches: Sequence[Mapping[str, Any]]) -> dict[int, torch.Tensor]:
+    """`said` of the neurons of each feed-forward, by layer: (neurons,) each."""
+    return said(module, feed_forwards(module), batches)
+
+
+def said(module: Any, layers: Mapping[Key, Any], batches: Sequence[Mapping[str, Any]]) -> dict[Key, torch.Tensor]:
+    """Mean of |an input of a layer| times the norm of its weights: what would be missing without it on these inputs. (inputs,) each.
+
+    Inputs are features of a linear layer, channels of a convolution.
+
+    Source: Sun et al., A Simple and Effective Pruning Approach (Wanda, arXiv:2306.11695), summed over an input's outgoing weights.
+    """
+    import torch
+
+    found: dict[Key, torch.Tensor] = {}
     hooks = []
-    for name, child in module.named_modules():
-        match = _LAYER.match(f"{name}.")
-        if match is None or not isinstance(child, torch.nn.Linear) or child.in_features != width or child.out_features == width:
-            continue
+    for key, layer in layers.items():
+        norm = weight_norm(layer)
 
-        def add(linear: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], layer: int = int(match[2])) -> None:
-            said = inputs[0].abs().flatten(0, -2).mean(0) * linear.weight.norm(dim=0)
-            found[layer] = found.get(layer, torch.zeros(width)) + said
+        def add(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], key: Key = key, norm: torch.Tensor = norm) -> None:
+            at = channel_axis(layer, inputs[0])
+            loudness = inputs[0].detach().abs().movedim(at, -1).flatten(0, -2).mean(0)
+            found[key] = found.get(key, torch.zeros(())) + loudness * norm
 
-        hooks.append(child.register_forward_pre_hook(add))
+        hooks.append(layer.register_forward_pre_hook(add))
     try:
         with torch.no_grad():
             for feeds in batches:
@@ -162,6 +178,21 @@ def activation_importance(module: Any, batches: Sequence[Mapping[str, Any]]) -> 
         for hook in hooks:
             hook.remove()
     return found
+
+
+def channel_axis(layer: Any, value: torch.Tensor) -> int:
+    """The axis of a layer's input or output that holds features or channels: the last of a linear layer, the second of a convolution."""
+    return 1 if hasattr(layer, "kernel_size") else value.ndim - 1
+
+
+def weight_norm(layer: Any) -> torch.Tensor:
+    """Norm of all weights that an input of a linear layer or a convolution (grouped, transposed) is multiplied by. (inputs,)."""
+    weight = layer.weight.detach().float()
+    if getattr(layer, "transposed", False):  # (inputs, outputs / groups, ...)
+        norms: torch.Tensor = weight.flatten(1).norm(dim=1)
+        return norms
+    by_group = weight.unflatten(0, (getattr(layer, "groups", 1), -1)).transpose(1, 2)  # (groups, inputs / groups, outputs / groups, ...)
+    return by_group.flatten(2).norm(dim=2).flatten()
 
 
 def layer_influence(module: Any, batches: Sequence[Mapping[str, Any]]) -> list[float]:

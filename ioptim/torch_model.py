@@ -5,13 +5,15 @@ The artifact's `facts["loader"]` say how the module is built; the weights are al
     {"kind": "transformers", "auto_class": "AutoModel", "remote_code": false}
     {"kind": "factory", "factory": "module:function", "code": "code"}
 
-An optional `dtype` ("bfloat16") in them is that of the module's parameters; float32 when left out.
+An optional `dtype` ("bfloat16") in them is that of the module's parameters; float32 when left out. With `shapes` they name the file
+that says which layers are narrower than that code or configuration builds them (`ioptim.torch_shapes`).
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ioptim import torch_shapes
 from ioptim.core.artifact import Format, ModelArtifact, TensorSpec
 from ioptim.errors import StepError, UnavailableError
 
@@ -55,6 +58,38 @@ def load_module(model: ModelArtifact, *, attention: str | None = "eager") -> tor
     module = load(model, loader, attention)
     dtype: torch.dtype = getattr(torch, loader.get("dtype", "float32"))
     return module.to(dtype).eval()
+
+
+def save_module(
+    module: torch.nn.Module, model: ModelArtifact, folder: Path, changed: torch_shapes.Numbers | None = None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Write a module that `load_module(model)` gave, however it was changed, so that `load_module` gives it back from `folder`.
+
+    Args:
+        changed: numbers that differ from those of the module as it was loaded (`torch_shapes.difference`); what was noted of `model`
+            stays noted. None keeps the shapes of `model`.
+
+    Returns:
+        The artifact's `loader` and the assets written; the weights are in `model.entry`.
+    """
+    loader, assets = dict(model.facts["loader"]), []
+    if loader["kind"] == "transformers":
+        save_checkpoint(module, folder, model.entry)
+        assets.append(CONFIG)
+    else:
+        from safetensors.torch import save_model
+
+        code = loader.get("code", "code")
+        if (model.path / code).is_dir():
+            shutil.copytree(model.path / code, folder / code)
+        save_model(module, str(folder / model.entry), {"format": "pt"})
+    known = torch_shapes.read(model.path / loader["shapes"]) if "shapes" in loader else {}
+    if known or changed:
+        paths = {*known, *(changed or {})}
+        torch_shapes.write({path: known.get(path, {}) | (changed or {}).get(path, {}) for path in paths}, folder / torch_shapes.FILE)
+        loader["shapes"] = torch_shapes.FILE
+        assets.append(torch_shapes.FILE)
+    return loader, tuple(assets)
 
 
 def input_names(module: torch.nn.Module) -> list[str]:
@@ -159,6 +194,9 @@ def load_checkpoint(model: ModelArtifact, loader: Mapping[str, Any], attention: 
         raise StepError(f"{model.model_path} cannot be read: {_one_line(error)}. Copy or download it again") from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError) as error:
         raise StepError(f"{loader['auto_class']} cannot load {model.path}: {_one_line(error)}") from error
+    if "shapes" in loader:
+        torch_shapes.reshape(module, torch_shapes.read(model.path / loader["shapes"]), model.model_path)
+        info = {**info, "mismatched_keys": ()}  # reshaped to what the file has
     _require_match(model, loader, module, info)
     return Loaded(module.eval(), tuple(sorted(info["unexpected_keys"])), tuple(sorted(info["missing_keys"])))
 
@@ -228,6 +266,8 @@ def _from_factory(model: ModelArtifact, loader: Mapping[str, Any], _attention: s
 
     module = build(model.path / loader.get("code", "code"), str(loader["factory"]))
     try:
+        if "shapes" in loader:
+            torch_shapes.reshape(module, torch_shapes.read(model.path / loader["shapes"]), model.model_path)
         missing, unexpected = load_model(module, model.model_path, strict=False)
     except _broken_weights() as error:
         raise StepError(f"{model.model_path} cannot be read: {_one_line(error)}. Copy or download it again") from error

@@ -160,7 +160,9 @@ def test_layers_and_neurons_go(prune: Callable[..., Any]) -> None:
     assert [logits.shape for logits in answers(model, TEXTS)] == [(1, 2)] * 3
     assert {row[0]: row[1:] for row in outcome.tables[0].rows}["layers"] == (3, 2)
     assert outcome.notes[0].text.startswith("layers removed, with their influence (1 - cosine of output and input): ")
-    assert outcome.notes[-1].text.startswith("layers or neurons were removed and nothing was trained afterwards")
+    assert outcome.notes[-1].text == (
+        "feed_forward, layers: the answers changed and nothing was trained afterwards; `distill` trains what is left"
+    )
 
 
 @pytest.mark.integration
@@ -205,7 +207,8 @@ def test_neurons_that_say_nothing_are_those_that_go(words: ModelArtifact) -> Non
 
 
 def test_nothing_to_prune() -> None:
-    with pytest.raises(ValidationError, match="nothing is pruned: give `vocabulary: true`, `feed_forward` or `layers`"):
+    parts = "`vocabulary`, `feed_forward`, `layers`, `heads`, `channels`, `sparsity`"
+    with pytest.raises(ValidationError, match=f"nothing is pruned: give one of {parts}"):
         Prune()
 
 
