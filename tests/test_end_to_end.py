@@ -321,11 +321,11 @@ def test_compare_runtimes(tmp_path: Path) -> None:
 def test_vision_fast(tmp_path: Path) -> None:
     pytest.importorskip("torch_pruning")
     easy = ("--set=steps.benchmark.gates.throughput_per_s.min_ratio=0.1", "--set=steps.benchmark.gates.throughput_per_s.undecided=warn")
-    document = run(tmp_path, "recipes/vision-fast.yaml", *QUICK, *easy, *LOCAL)
+    document = run(tmp_path, "recipes/vision-fast.yaml", *QUICK, *easy, "--set=steps.distill.epochs=15", *LOCAL)
     steps = {step["id"]: step for step in document["steps"]}
     assert steps["prune"]["metrics"]["multiply_adds_ratio"] < 0.5
     quality = steps["validate"]["subjects"]
-    assert quality["dense"]["accuracy"] > 0.98 and quality["pruned"]["accuracy"] > 0.9
+    assert quality["dense"]["accuracy"] > 0.98 and quality["pruned"]["accuracy"] > 0.95, "trained back after it was cut"
     sizes = steps["benchmark"]["subjects"]
     assert sizes["pruned"]["size_bytes"] < 0.5 * sizes["dense"]["size_bytes"]
 
