@@ -155,3 +155,10 @@ def test_planning_loads_no_heavy_library(plan: Callable[[str], Plan], tmp_path: 
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "expected: " in ran.stdout and ran.stdout.endswith("loaded: []\n"), ran.stdout + ran.stderr
+
+
+def test_layers_that_prune_takes_out_are_known_before_it_runs(plan: Callable[[str], Plan], tmp_path: Path) -> None:
+    made = plan("{step: prune, layers: 3}, {step: prune, id: words, vocabulary: true}")
+    found = said(made, Store(tmp_path / "store").create())
+    assert found["prune"].startswith(f"{3 * PER_LAYER + OTHERS:,} of {4 * PER_LAYER + OTHERS:,} parameters, ")
+    assert found["words"] == "not known before it runs"

@@ -161,7 +161,7 @@ def test_layers_and_neurons_go(prune: Callable[..., Any]) -> None:
     assert {row[0]: row[1:] for row in outcome.tables[0].rows}["layers"] == (3, 2)
     assert outcome.notes[0].text.startswith("layers removed, with their influence (1 - cosine of output and input): ")
     assert outcome.notes[-1].text == (
-        "feed_forward, layers: the answers changed and nothing was trained afterwards; `distill` trains what is left"
+        "feed_forward, layers: the answers changed and nothing was trained yet; `distill` with `teacher: source` does it"
     )
 
 

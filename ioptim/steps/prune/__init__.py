@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from ioptim.core.artifact import Format, ModelArtifact
 from ioptim.core.base import Frozen
+from ioptim.core.outline import Outline
 from ioptim.core.step import Context, Level, Note, Outcome, Step, TableFigure, Where, Written
 from ioptim.errors import StepError
 from ioptim.shrink import cut, feed_forwards, layer_influence, sizes, width_name
@@ -107,6 +108,15 @@ class Prune(Step):
         if self.vocabulary and not hasattr(where.task, "max_length"):
             objections.append(f"vocabulary is of models that read text; the task is {where.task.task}")
         return objections
+
+    def outline(self, arriving: Outline | None, others: Mapping[str, Outline | None]) -> Outline | None:
+        """Which layers and neurons go is measured; how many is known. How many words, heads or channels stay only the rows tell."""
+        known = not (self.vocabulary or self.heads or self.channels)
+        if arriving is None or not known or not (arriving.layers or self.sparsity):
+            return None
+        if self.layers is None and self.feed_forward is None:
+            return arriving
+        return arriving.cut(range(min(self.layers or arriving.layers, arriving.layers)), self.feed_forward)
 
     def library_names(self, where: Where) -> tuple[str, ...]:
         more = (("transformers", "tokenizers") if self._asked(ENCODERS) else ()) + (("torch-pruning",) if self.channels is not None else ())
@@ -238,8 +248,8 @@ class Prune(Step):
     def _outcome(self, model: ModelArtifact, done: _Done, after: Work, loader: Mapping[str, Any], assets: tuple[str, ...]) -> Outcome:
         before = done.work
         if changed := [name for name in self._asked(PARTS) if name != "vocabulary"]:
-            text = f"{', '.join(changed)}: the answers changed and nothing was trained afterwards; `distill` trains what is left"
-            done.notes.append(Note(text=text, level=Level.WARNING))
+            text = f"{', '.join(changed)}: the answers changed and nothing was trained yet"
+            done.notes.append(Note(text=f"{text}; `distill` with `teacher: source` does it", level=Level.WARNING))
         return Outcome(
             written=Written(
                 format=Format.TORCH,

@@ -82,7 +82,7 @@ def test_half_the_channels_go_everywhere(own: Own, prune: Run) -> None:
     assert table(outcome, "What is left")["multiply-adds of a row"] == (before, after)
     assert outcome.metrics["parameters"] == sum(p.numel() for p in _parameters(model))
     assert outcome.facts["importance"] == "activation"
-    assert outcome.notes[-1].text == "channels: the answers changed and nothing was trained afterwards; `distill` trains what is left"
+    assert outcome.notes[-1].text == "channels: the answers changed and nothing was trained yet; `distill` with `teacher: source` does it"
     assert verify(source) == []
 
 
