@@ -161,4 +161,4 @@ def test_layers_that_prune_takes_out_are_known_before_it_runs(plan: Callable[[st
     made = plan("{step: prune, layers: 3}, {step: prune, id: words, vocabulary: true}")
     found = said(made, Store(tmp_path / "store").create())
     assert found["prune"].startswith(f"{3 * PER_LAYER + OTHERS:,} of {4 * PER_LAYER + OTHERS:,} parameters, ")
-    assert found["words"] == "not known before it runs"
+    assert found["words"] == str(None), "the plan says that it is not known before it runs"
