@@ -38,8 +38,9 @@ class Scheme(StrEnum):
 class Calibration(Frozen):
     """How the ranges of activations are found."""
 
-    method: Literal["minmax", "entropy", "percentile"] = Field(
-        "minmax", description="range of an activation: all values seen, what loses least information, or a percentile"
+    method: Literal["minmax", "entropy", "percentile", "mse"] = Field(
+        "minmax",
+        description="range of an activation: all values seen, what loses least information, a percentile, or the least squared error",
     )
     samples: int = Field(128, ge=1, description="rows of data.calibration used, drawn with the recipe's seed")
     batch_size: int = Field(1, ge=1, description="rows at once; above 1 texts are padded, and padding widens the ranges")
@@ -98,6 +99,10 @@ class Quantize(Step):
     mixed_precision: MixedPrecision | None = Field(
         None, description="leave the layers in float that cost most quality, as few as a bound on calibration rows needs"
     )
+    smooth: float | None = Field(
+        None, gt=0, lt=1, description="SmoothQuant's α: how much of what makes activations hard to quantize moves into the weights"
+    )
+    correct_bias: bool = Field(False, description="take the mean error that rounding makes off the layers' biases")
     fuse: Literal["auto", "on", "off"] = Field(
         "auto",
         description="fuse attention, layer normalization and gelu first; auto does it for int8-dynamic when every target is ONNX Runtime",

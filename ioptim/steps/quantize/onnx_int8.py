@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from ioptim.onnx_graph import load_graph, save_graph
 from ioptim.steps import _outputs
 from ioptim.steps._calibration import calibration_feeds
+from ioptim.steps._float_graph import drop_unused_domains
 from ioptim.steps._layers import judge
-from ioptim.steps._onnx_int8 import FloatGraph, Int8Options, Scheme, drop_unused_domains, prepare
+from ioptim.steps._onnx_int8 import FloatGraph, Int8Options, Scheme, prepare
 from ioptim.steps.quantize.made import Made
 from ioptim.steps.quantize.mixed import Mixed, leave
 
@@ -54,6 +55,8 @@ def _options(step: Quantize, scheme: Scheme) -> Int8Options:
         activation_type=step.activation_type,
         method=step.calibration.method,
         percentile=step.calibration.percentile,
+        smooth=step.smooth,
+        correct_bias=step.correct_bias,
     )
 
 
