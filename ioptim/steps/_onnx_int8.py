@@ -83,15 +83,15 @@ class FloatGraph:
     ranges: Any = None
     means: Mapping[str, _bias.Mean] = field(default_factory=dict)
 
-    def write(self, out: Path, keep: Collection[str] = ()) -> None:
-        """Write the graph with every chosen layer in int8 but those whose names are in `keep`."""
+    def write(self, out: Path, keep: Collection[str] = ()) -> Collection[str]:
+        """Write the graph with every chosen layer in int8 but those whose names are in `keep`; the layers whose bias was corrected."""
         layers = [layer for layer in self.layers if not layer.quantized or layer.name in keep]
         left = [layer.name for layer in layers] + [f"{layer.name}_MatMul" for layer in layers if layer.kind == "Gemm"]
         with quiet(self.scratch):
             if self.options.scheme == "int8-dynamic":
                 self._dynamic(out, left, {layer.kind for layer in self.layers if layer.quantized and layer.name not in keep})
-            else:
-                self._static(out, left)
+                return ()
+            return self._static(out, left)
 
     def _dynamic(self, out: Path, left: list[str], kinds: set[str]) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -110,7 +110,7 @@ class FloatGraph:
             extra_options={"DefaultTensorType": 1},
         )
 
-    def _static(self, out: Path, left: list[str]) -> None:
+    def _static(self, out: Path, left: list[str]) -> Collection[str]:
         from onnxruntime.quantization import QDQQuantizer, QuantType
 
         types = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
@@ -134,9 +134,10 @@ class FloatGraph:
         made = quantizer.model.model
         _qdq.read_floats(made, {node.name for node in made.graph.node if node.op_type in self.kinds} - set(left))
         _qdq.drop_unread(made)
-        if self.means:
-            _bias.correct(made, load_graph(self.path), [x for x in self.layers if x.quantized and x.name not in left], self.means)
+        chosen = [layer for layer in self.layers if layer.quantized and layer.name not in left]
+        corrected = _bias.correct(made, load_graph(self.path), chosen, self.means) if self.means else ()
         save_graph(made, out)
+        return corrected
 
 
 def prepare(
