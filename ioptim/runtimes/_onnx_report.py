@@ -37,7 +37,10 @@ FLOAT_OPS = (
 MAYBE_WEIGHTLESS = ("MatMul", "FusedMatMul", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 """Operators that also multiply two activations (attention's scores): these are not counted as products with weights."""
 
-QUANTIZED_OPS = (*INT8_OPS, "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QEmbedLayerNormalization")
+IN_BLOCKS = "MatMulNBits"
+"""Weights in blocks of few bits. With `accuracy_level` 4 its activations become int8 inside, else it multiplies in float."""
+
+QUANTIZED_OPS = (*INT8_OPS, IN_BLOCKS, "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QEmbedLayerNormalization")
 
 Counts = Mapping[str, int]
 
@@ -67,8 +70,10 @@ def products(path: Path) -> tuple[Counter[str], Counter[str]]:
     for node in graph.node:  # weights may be dequantized, transposed or cast first
         if node.op_type in ("Constant", "DequantizeLinear", "Transpose", "Cast", "Identity") and set(node.input) <= weights | {""}:
             weights.update(node.output)
-    counted = [n.op_type for n in graph.node if n.op_type not in MAYBE_WEIGHTLESS or set(n.input) & weights]
-    return Counter(op for op in counted if op in INT8_OPS), Counter(op for op in counted if op in FLOAT_OPS)
+    counted = [n for n in graph.node if n.op_type not in MAYBE_WEIGHTLESS or set(n.input) & weights]
+    blocks = {n.name: any(a.name == "accuracy_level" and a.i == 4 for a in n.attribute) for n in counted if n.op_type == IN_BLOCKS}
+    int8 = Counter(n.op_type for n in counted if n.op_type in INT8_OPS or blocks.get(n.name) is True)
+    return int8, Counter(n.op_type for n in counted if n.op_type in FLOAT_OPS or blocks.get(n.name) is False)
 
 
 def metrics(before: Counts, after: Counts, path: Path) -> dict[str, float]:

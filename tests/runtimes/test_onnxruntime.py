@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -36,7 +37,23 @@ def test_what_counts_as_an_unfused_transformer() -> None:
     assert report.is_unfused_transformer(plain)
     assert not report.is_unfused_transformer({**plain, "Attention": 2})
     assert not report.is_unfused_transformer({**plain, "MatMulInteger": 2})
+    assert not report.is_unfused_transformer({**plain, "MatMulNBits": 2})
     assert not report.is_unfused_transformer({"Conv": 3})
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("level", "found"), [(4, ({"MatMulNBits": 1}, {"Gemm": 1})), (1, ({}, {"MatMulNBits": 1, "Gemm": 1}))])
+def test_weights_in_blocks_count_as_what_they_multiply_in(tmp_path: Path, level: int, found: Any) -> None:
+    import onnx
+    from onnx import helper
+
+    nodes = [
+        helper.make_node("MatMulNBits", ["x", "b", "s"], ["h"], "m", domain="com.microsoft", bits=4, block_size=32, accuracy_level=level),
+        helper.make_node("Gemm", ["h", "w"], ["y"], "g"),
+    ]
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [], []), opset_imports=opsets), tmp_path / "m.onnx")
+    assert report.products(tmp_path / "m.onnx") == found
 
 
 @pytest.mark.integration

@@ -18,9 +18,10 @@ from ioptim.core.registry import did_you_mean
 from ioptim.core.step import Context, Outcome, Step, Where, Written
 from ioptim.errors import StepError
 from ioptim.steps import _layers, _onnx_int8, _outputs
-from ioptim.steps.quantize import float16, onnx_int8, openvino_int8
+from ioptim.steps.quantize import float16, onnx_int8, openvino_int8, weights
 from ioptim.steps.quantize.made import Made
 from ioptim.steps.quantize.mixed import MixedPrecision
+from ioptim.steps.quantize.weights import Blocks
 
 if TYPE_CHECKING:
     from ioptim.core.runtime import Target
@@ -32,15 +33,20 @@ class Scheme(StrEnum):
     INT8_DYNAMIC = "int8-dynamic"
     INT8_STATIC = "int8-static"
     OPENVINO_INT8 = "openvino-int8"
+    INT8_WEIGHTS = "int8-weights"
+    INT4_WEIGHTS = "int4-weights"
     FLOAT16 = "float16"
+    FLOAT16_WEIGHTS = "float16-weights"
     BFLOAT16 = "bfloat16"
+    BFLOAT16_WEIGHTS = "bfloat16-weights"
 
 
 class Calibration(Frozen):
     """How the ranges of activations are found."""
 
-    method: Literal["minmax", "entropy", "percentile"] = Field(
-        "minmax", description="range of an activation: all values seen, what loses least information, or a percentile"
+    method: Literal["minmax", "entropy", "percentile", "mse"] = Field(
+        "minmax",
+        description="range of an activation: all values seen, what loses least information, a percentile, or the least squared error",
     )
     samples: int = Field(128, ge=1, description="rows of data.calibration used, drawn with the recipe's seed")
     batch_size: int = Field(1, ge=1, description="rows at once; above 1 texts are padded, and padding widens the ranges")
@@ -60,14 +66,35 @@ class _Spec:
 
 
 _ORT = ("onnx", "onnxruntime", "numpy")
+_BLOCKS = (*_ORT, "onnx-ir", "ml-dtypes")
+IN_BLOCKS = (Scheme.INT8_WEIGHTS, Scheme.INT4_WEIGHTS)
 
 SCHEMES: dict[Scheme, _Spec] = {
     Scheme.INT8_DYNAMIC: _Spec(onnx_int8.dynamic, Format.ONNX, _ORT, False, (*_onnx_int8.DYNAMIC_KINDS, "Conv")),
     Scheme.INT8_STATIC: _Spec(onnx_int8.static, Format.ONNX, _ORT, True, (*_onnx_int8.STATIC_KINDS, *_onnx_int8.BETWEEN_CONVOLUTIONS)),
     Scheme.OPENVINO_INT8: _Spec(openvino_int8.make, Format.OPENVINO, ("openvino", "nncf", *_ORT), True),
+    Scheme.INT8_WEIGHTS: _Spec(weights.in_blocks(8), Format.ONNX, _BLOCKS, False, weights.KINDS),
+    Scheme.INT4_WEIGHTS: _Spec(weights.in_blocks(4), Format.ONNX, _BLOCKS, False, weights.KINDS),
     Scheme.FLOAT16: _Spec(float16.make, Format.ONNX, _ORT, False),
+    Scheme.FLOAT16_WEIGHTS: _Spec(weights.stored_as(weights.FLOAT16), Format.ONNX, _ORT, False),
+    Scheme.BFLOAT16_WEIGHTS: _Spec(weights.stored_as(weights.BFLOAT16), Format.ONNX, _ORT, False),
 }
 """Every scheme that can be carried out; one that is missing here is refused by `check`."""
+
+_ONNX_INT8 = (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC)
+
+HONOURED_BY: dict[str, tuple[Scheme, ...]] = {
+    "calibration": (Scheme.INT8_STATIC, Scheme.OPENVINO_INT8),
+    "per_channel": (*_ONNX_INT8, Scheme.OPENVINO_INT8),
+    "weight_type": _ONNX_INT8,
+    "reduce_range": _ONNX_INT8,
+    "mixed_precision": _ONNX_INT8,
+    "activation_type": (Scheme.INT8_STATIC,),
+    "smooth": (Scheme.INT8_STATIC,),
+    "correct_bias": (Scheme.INT8_STATIC,),
+    "blocks": IN_BLOCKS,
+}
+"""Fields that not every scheme can honour; the others refuse them."""
 
 
 class Quantize(Step):
@@ -76,7 +103,11 @@ class Quantize(Step):
     `int8-dynamic`: int8 GEMM on ONNX Runtime, ranges of activations measured at every run; needs no data.
     `int8-static`: QDQ in standard ONNX, ranges from data; int8 kernels on ONNX Runtime, OpenVINO and TensorRT.
     `openvino-int8`: NNCF's post-training quantization of an OpenVINO model, ranges from data.
+    `int8-weights`, `int4-weights`: weights stored in blocks with a scale each, activations float. ONNX Runtime's MatMulNBits unpacks them
+    as it multiplies, which gains where reading weights takes longer than multiplying (generation, batch 1 of wide layers); an encoder over
+    a whole text is bound by multiplication and is slower than with `int8-dynamic`.
     `float16`: every float tensor in half precision, inputs and outputs stay float32.
+    `float16-weights`, `bfloat16-weights`: a file of half the size; in memory and in speed it is the float32 model again.
 
     The quantized model is run beside the one that came in; its outputs must be finite.
 
@@ -92,6 +123,7 @@ class Quantize(Step):
     scheme: Scheme = Field(description="int8-dynamic needs no data; int8-static and openvino-int8 need data.calibration")
     calibration: Calibration = Field(Calibration(), description="how the static schemes measure activations")
     per_channel: bool = Field(True, description="one scale for each output channel of a weight instead of one for all")
+    blocks: Blocks | None = Field(None, description="how int8-weights and int4-weights store matrices; their defaults when left out")
     operator_types: tuple[str, ...] | None = Field(
         None, min_length=1, description="ONNX operators to quantize, for example [MatMul, Gemm]; what the scheme does best when left out"
     )
@@ -99,6 +131,10 @@ class Quantize(Step):
     mixed_precision: MixedPrecision | None = Field(
         None, description="leave the layers in float that cost most quality, as few as a bound on calibration rows needs"
     )
+    smooth: float | None = Field(
+        None, gt=0, lt=1, description="SmoothQuant's α: how much of what makes activations hard to quantize moves into weights; try 0.8"
+    )
+    correct_bias: bool = Field(True, description="take the mean error that rounding makes off the layers' biases, for int8-static")
     fuse: Literal["auto", "on", "off"] = Field(
         "auto",
         description="fuse attention, gelu and embeddings first; auto does it for int8-dynamic when every target is ONNX Runtime",
@@ -128,12 +164,16 @@ class Quantize(Step):
         changes: dict[str, str] = {}
         if self.fuse == "auto":
             changes["fuse"] = "on" if self.scheme is Scheme.INT8_DYNAMIC and _all_run_on(where, "onnxruntime") else "off"
-        if self.activation_type == "auto":
+        if self.activation_type == "auto" and "activation_type" in self._honoured():
             changes["activation_type"] = "int8" if any(_is_tensorrt(target) for target in where.targets) else "uint8"
-        if self.reduce_range == "auto":
+        if self.reduce_range == "auto" and "reduce_range" in self._honoured():
             here = any(target.device == "cpu" for target in where.targets) and _onnx_int8.saturates(where.hardware.cpu_flags)
             changes["reduce_range"] = "on" if here and self.weight_type == "int8" else "off"
         return self.model_copy(update=changes)
+
+    def _honoured(self) -> set[str]:
+        """Fields that mean something to some schemes only, and do to this one."""
+        return {name for name, schemes in HONOURED_BY.items() if self.scheme in schemes}
 
     def check(self, where: Where) -> list[str]:
         return [text for objections in (_about_scheme, _about_targets, _about_options) for text in objections(self, where)]
@@ -228,6 +268,11 @@ def _about_targets(step: Quantize, where: Where) -> list[str]:
                 "activation_type int8 has no int8 kernel in ONNX Runtime on x86 CPUs (measured 15 times slower than uint8)"
                 f" and {target.name} is one; use uint8"
             )
+        if step.scheme in IN_BLOCKS and runtime not in ("onnxruntime", "null"):
+            objections.append(
+                f"scheme {step.scheme.value} writes operators that only ONNX Runtime has, and the target {target.name} runs {runtime};"
+                " int8-static runs on both"
+            )
         if step.fuse == "on" and runtime not in ("onnxruntime", "null"):
             objections.append(
                 f"fuse: on writes operators that only ONNX Runtime has, and the target {target.name} runs {runtime}; use auto or off"
@@ -245,8 +290,9 @@ def _about_options(step: Quantize, where: Where) -> list[str]:
         )
     if step.scheme is Scheme.OPENVINO_INT8 and step.calibration.method != "minmax":
         objections.append(f"calibration.method {step.calibration.method} is for int8-static; openvino-int8 has NNCF's minmax only")
-    if step.mixed_precision and step.scheme not in (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC):
-        objections.append(f"mixed_precision works with int8-dynamic and int8-static, not with {step.scheme.value}; remove it")
+    for name, schemes in HONOURED_BY.items():
+        if step.scheme not in schemes and getattr(step, name) != type(step).model_fields[name].default:
+            objections.append(f"{name} works with {' and '.join(schemes)}, not with {step.scheme.value}; remove it")
     accepted = SCHEMES[step.scheme].kinds if step.scheme in SCHEMES else ()
     for kind in step.operator_types or ():
         if not accepted:

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ioptim.core.step import Note
 from ioptim.onnx_graph import load_graph, save_graph
 from ioptim.steps import _outputs
+from ioptim.steps._bias import KINDS as CORRECTED_KINDS
 from ioptim.steps._calibration import calibration_feeds
+from ioptim.steps._float_graph import drop_unused_domains
 from ioptim.steps._layers import judge
-from ioptim.steps._onnx_int8 import FloatGraph, Int8Options, Scheme, drop_unused_domains, prepare
+from ioptim.steps._onnx_int8 import FloatGraph, Int8Options, Scheme, prepare
 from ioptim.steps.quantize.made import Made
 from ioptim.steps.quantize.mixed import Mixed, leave
 
 if TYPE_CHECKING:
     from ioptim.core.artifact import ModelArtifact
-    from ioptim.core.step import Context, Note
+    from ioptim.core.step import Context
     from ioptim.core.task import Feeds
     from ioptim.steps.quantize import Quantize
 
@@ -54,6 +57,8 @@ def _options(step: Quantize, scheme: Scheme) -> Int8Options:
         activation_type=step.activation_type,
         method=step.calibration.method,
         percentile=step.calibration.percentile,
+        smooth=step.smooth,
+        correct_bias=step.correct_bias,
     )
 
 
@@ -68,9 +73,12 @@ def _made(
     metrics: dict[str, float] | None = None,
 ) -> Made:
     mixed = Mixed() if step.mixed_precision is None else leave(step.mixed_precision, graph, model, ctx)
-    count = sum(layer.quantized and layer.name not in mixed.kept for layer in graph.layers)
-    ctx.progress(0.8, f"quantizing {count} layers")
-    graph.write(out / ENTRY, mixed.kept)
+    chosen = [layer for layer in graph.layers if layer.quantized and layer.name not in mixed.kept]
+    ctx.progress(0.8, f"quantizing {len(chosen)} layers")
+    corrected = graph.write(out / ENTRY, mixed.kept)
+    if step.correct_bias:
+        matrices = sum(layer.kind in CORRECTED_KINDS for layer in chosen)
+        notes = (*notes, Note(text=f"biases corrected: {len(corrected)} of {matrices} layers with a matrix"))
     made = load_graph(out / ENTRY)
     drop_unused_domains(made)
     save_graph(made, out / ENTRY)
@@ -83,7 +91,7 @@ def _made(
         reference=_outputs.run_onnx(model.model_path, feeds, threads),
         outputs=_outputs.run_onnx(out / ENTRY, feeds, threads),
         feeds=feeds,
-        notes=(*notes, *graph.notes, *mixed.notes),
+        notes=(*graph.notes, *notes, *mixed.notes),
         metrics={**fused, **(metrics or {}), **mixed.metrics},
         facts={**({"fused": graph.fused} if graph.fused else {}), **mixed.facts},
         tables=mixed.tables,

@@ -70,7 +70,11 @@ def test_data_libraries_and_formats_go_with_the_scheme() -> None:
         "int8-dynamic": ((), "onnx"),
         "int8-static": (("calibration",), "onnx"),
         "openvino-int8": (("calibration",), "openvino"),
+        "int8-weights": ((), "onnx"),
+        "int4-weights": ((), "onnx"),
         "float16": ((), "onnx"),
+        "float16-weights": ((), "onnx"),
+        "bfloat16-weights": ((), "onnx"),
     }
     assert "nncf" in Quantize(scheme="openvino-int8").library_names(where())
     assert "nncf" not in Quantize(scheme="int8-static").library_names(where())
@@ -230,7 +234,16 @@ def test_static_quantizes_a_bert_but_not_its_scores(tiny_bert_onnx: ModelArtifac
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("method", ["entropy", "percentile"])
+def test_static_smoothed_and_corrected(tiny_bert_onnx: ModelArtifact, context: Callable[..., Any]) -> None:
+    outcome = run(tiny_bert_onnx, context(), scheme="int8-static", calibration={"samples": 8}, smooth=0.5, correct_bias=True)
+    assert kinds(outcome) == {"Gather": (3, 3), "Gemm": (2, 2), "MatMul": (16, 12)}
+    assert outcome.metrics["output_cosine_mean"] > 0.98
+    assert outcome.notes[0].text == "smoothed the inputs of linear layers: 2 by the node before, 8 by a Mul put in"
+    assert outcome.notes[1].text == "biases corrected: 12 of 14 layers with a matrix", "the two Gemms came without one"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("method", ["entropy", "percentile", "mse"])
 def test_histograms_take_rows_of_several_lengths(tiny_bert_onnx: ModelArtifact, context: Callable[..., Any], method: str) -> None:
     outcome = run(tiny_bert_onnx, context(), scheme="int8-static", calibration={"method": method, "samples": 6})
     assert outcome.metrics["output_cosine_mean"] > 0.9

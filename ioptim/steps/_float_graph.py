@@ -1,0 +1,135 @@
+"""The float ONNX graph that a quantizer starts from: simplified, fused, or spelled the way that it runs fastest."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ioptim.core.step import Level, Note
+from ioptim.errors import StepError
+from ioptim.onnx_canonical import canonicalize
+from ioptim.onnx_graph import count_ops, fuse_transformer, load_graph, save_graph
+from ioptim.steps import _outputs, _qdq
+from ioptim.steps._layers import name_nodes
+
+if TYPE_CHECKING:
+    import onnx
+
+    from ioptim.core.task import Feeds, Outputs
+
+FUSION_TOLERANCE = 1e-3
+"""Largest difference a fusion may make, relative to the largest output: measured 1e-6 on BERT, a wrong mask makes 0.1."""
+
+
+def simplify(source: Path, scratch: Path, fuse: bool) -> tuple[Path, tuple[Note, ...], dict[str, int]]:
+    """The graph to quantize, in scratch: fused, or with constants folded and batch normalization put into convolutions."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = scratch / "prepared.onnx"
+    fused = fuse_transformer(source, prepared) if fuse else None
+    if fused:
+        notes = [Note(text=f"fused before quantization: {fused}")]
+        ops = count_ops(prepared)
+        if "Softmax" in ops and "Attention" not in ops:
+            text = "attention did not fuse, so its products are not quantized together; expect less speed"
+            notes.append(Note(text=text, level=Level.WARNING))
+    else:
+        notes = [Note(text="fuse: there is nothing to fuse in this graph")] if fuse else []
+        with quiet(scratch):
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+    graph = load_graph(prepared)
+    name_nodes(graph)
+    if fused:
+        graph.ClearField("metadata_props")
+    else:
+        # The dynamo exporter's shapes of values; they contradict what the quantizer infers after it has changed a node.
+        del graph.graph.value_info[:]
+    save_graph(graph, prepared)
+    return prepared, tuple(notes), dict(fused.counts) if fused else {}
+
+
+def respell(path: Path, feeds: Sequence[Feeds], scratch: Path, threads: int) -> list[Note]:
+    """Rewrite attention masks, heads and Gelu in the graph at `path` the way that ONNX Runtime runs them fastest, if that is the same."""
+    graph = load_graph(path)
+    canonicalize(graph)
+    _renamed(graph)
+    _qdq.spell_gelu(graph)
+    _qdq.drop_unread(graph)
+    name_nodes(graph)
+    spelled = scratch / "spelled.onnx"
+    save_graph(graph, spelled)
+    apart = _differences(_outputs.run_onnx(spelled, feeds, threads), _outputs.run_onnx(path, feeds, threads))
+    if apart:
+        return [Note(text=f"left as exported, for a faster spelling of it computes something else: {apart}", level=Level.WARNING)]
+    save_graph(graph, path)
+    return []
+
+
+def _renamed(model: onnx.ModelProto) -> None:
+    """Give what `canonicalize` added other names: a runtime may canonicalize the graph again, with the same names."""
+    new = {tensor.name: tensor.name.replace("canonical_", "spelled_", 1) for tensor in model.graph.initializer}
+    new |= {name: name.replace("canonical_", "spelled_", 1) for node in model.graph.node for name in node.output}
+    new = {old: name for old, name in new.items() if old.startswith("canonical_")}
+    for tensor in model.graph.initializer:
+        tensor.name = new.get(tensor.name, tensor.name)
+    for node in model.graph.node:
+        node.name = node.name.replace("canonical_", "spelled_", 1) if node.name.startswith("canonical_") else node.name
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+
+
+def require_equal(changed: Sequence[Outputs], reference: Sequence[Outputs], what: str, instead: str) -> None:
+    apart = _differences(changed, reference)
+    if apart:
+        raise StepError(f"{what} changed what the float model computes: {apart}. {instead}")
+
+
+def _differences(changed: Sequence[Outputs], reference: Sequence[Outputs]) -> str:
+    """The outputs that differ by more than rounding, in words; empty where none does."""
+    found = _outputs.largest_difference(changed, reference).items()
+    return "; ".join(
+        f"the output {name!r} differs by {difference:.3g} (largest value {largest:.3g})"
+        for name, (difference, largest) in found
+        if not difference <= FUSION_TOLERANCE * max(1.0, largest)
+    )
+
+
+def untie_gemms(model: onnx.ModelProto) -> None:
+    """Give a Gemm its own copy of a weight that others read: the library transposes it in place, for all of them."""
+    readers: dict[str, int] = {}
+    for node in model.graph.node:
+        for name in set(node.input):
+            readers[name] = readers.get(name, 0) + 1
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and readers.get(node.input[1], 0) > 1 and node.input[1] in weights:
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(weights[node.input[1]])
+            copy.name = f"{node.input[1]}_of_{node.name}"
+            node.input[1] = copy.name
+
+
+def drop_unused_domains(model: onnx.ModelProto) -> None:
+    """ONNX Runtime declares every domain it knows in what it saves; another runtime may refuse those it does not."""
+    used = {node.domain for node in model.graph.node} | {""}
+    kept = [opset for opset in model.opset_import if opset.domain in used or opset.domain == "ai.onnx"]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
+@contextmanager
+def quiet(scratch: Path) -> Iterator[None]:
+    """The library's advice to pre-process (done) off the log, its prints into a file, its errors as a step's error."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with (scratch / "library.log").open("a") as log, redirect_stdout(log):
+            yield
+    except (ValueError, RuntimeError, AssertionError, TypeError, KeyError) as error:
+        raise StepError(f"onnxruntime.quantization failed: {_outputs.one_line(error)}") from error
+    finally:
+        logger.setLevel(level)
