@@ -66,7 +66,7 @@ class _Spec:
 
 
 _ORT = ("onnx", "onnxruntime", "numpy")
-_BLOCKS = (*_ORT, "onnx-ir", "ml-dtypes")
+_BLOCKS = (*_ORT, "onnx-ir")
 IN_BLOCKS = (Scheme.INT8_WEIGHTS, Scheme.INT4_WEIGHTS)
 
 SCHEMES: dict[Scheme, _Spec] = {
