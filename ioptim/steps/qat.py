@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -12,8 +11,7 @@ from ioptim.core.artifact import Format, ModelArtifact
 from ioptim.core.step import ChartFigure, Context, Level, Note, Outcome, Series, Step, Where, Written
 from ioptim.errors import StepError
 from ioptim.steps import _simulate
-from ioptim.steps.distill import losses
-from ioptim.steps.distill.rows import Rows, split
+from ioptim.steps._near_float import Batches, Near, split
 from ioptim.training import Progress, Settings, Training
 
 if TYPE_CHECKING:
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from ioptim.core.task import Table
 
 DEV_BATCH = 64
+SETTLED_ON = 8
 BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 """Instruction sets with which bfloat16 products are faster than float32 ones."""
 
@@ -95,19 +94,19 @@ class QAT(Step):
         if not simulated.layers:
             raise StepError(f"qat: no layer of {type(pupil).__name__} can be simulated in {self.simulate} (block_size {self.block_size})")
         table, chosen_by = self._tables(ctx)
-        training = Rows.of(table, model, ctx.task, self.batch_size, self.sequence, labels=False)
-        dev = Rows.of(chosen_by, model, ctx.task, DEV_BATCH, self.sequence, labels=False)
-        objective = _Objective(teacher, pupil, ctx.task.output, getattr(ctx.task, "pooling", "mean"))
-        _settle(pupil, training)
-        judge, exact = dev.quality(ctx.task, model, pupil, teacher), dev.quality(ctx.task, model, teacher, teacher)
-        before = judge()
+        batches = Batches(table, model, ctx.task, self.batch_size, self.sequence)
+        near = Near(pupil, teacher, ctx.task, Batches(chosen_by, model, ctx.task, DEV_BATCH, self.sequence))
+        _settle(pupil, batches)
+        before = near.distance()
         settings = self._settings(ctx)
-        run = Training(pupil, training.batches, objective, judge, training.order(ctx.seed), settings, ctx.scratch, ctx.progress)
+        run = Training(
+            pupil, batches, near.loss, lambda: -near.distance(), batches.order(ctx.seed), settings, ctx.scratch, ctx.progress
+        )
         progress = run.run()
         simulated.end()
         (ctx.out / "model").mkdir()
         torch_model.save_checkpoint(pupil, ctx.out / "model", model.entry)
-        return self._outcome(model, progress, {"float": exact(), "before": before}, judge.metric, training.count, simulated)
+        return self._outcome(model, progress, before, near.metric, batches.rows, simulated)
 
     def _tables(self, ctx: Context) -> tuple[Table, Table]:
         """Rows to train on and rows to choose by."""
@@ -123,17 +122,17 @@ class QAT(Step):
         return Settings(**{name: getattr(self, name) for name in names}, seed=ctx.seed, bf16=self.precision == "bf16")
 
     def _outcome(
-        self, model: ModelArtifact, progress: Progress, quality: Mapping[str, float], metric: str, rows: int, simulated: _simulate.Simulated
+        self, model: ModelArtifact, progress: Progress, before: float, metric: str, rows: int, simulated: _simulate.Simulated
     ) -> Outcome:
-        best = progress.best
-        assert best is not None, "a training ends with an evaluation"
+        assert progress.best is not None, "a training ends with an evaluation"
+        after = -progress.best
         text = (
             f"{len(simulated.layers)} layers simulated in {self.simulate}, trained on {rows:,} rows {progress.ended}"
-            f" ({progress.seconds / 60:.1f} minutes); {metric} on the dev rows {quality['float']:.4f} in float, {quality['before']:.4f}"
-            f" as if quantized, {best:.4f} after training"
+            f" ({progress.seconds / 60:.1f} minutes); as if quantized, {metric} to the float model on the dev rows {before:.4g} before,"
+            f" {after:.4g} after"
         )
         notes = [Note(text=text)]
-        if best <= quality["before"]:
+        if after >= before:
             notes.append(Note(text="the training brought nothing on the dev rows; leave this step out", level=Level.WARNING))
         if simulated.left:
             left = f"{len(simulated.left)} linear layers trained in float, their inputs no multiple of {self.block_size}"
@@ -150,9 +149,8 @@ class QAT(Step):
                 facts=dict(model.facts),
             ),
             metrics={
-                f"dev_{metric}": best,
-                f"dev_{metric}_before": quality["before"],
-                f"dev_{metric}_float": quality["float"],
+                f"dev_{metric}": after,
+                f"dev_{metric}_before": before,
                 "layers_simulated": float(len(simulated.layers)),
                 "training_s": round(progress.seconds, 1),
                 "steps": float(progress.step),
@@ -163,41 +161,18 @@ class QAT(Step):
         )
 
 
-class _Objective:
-    """How far the simulated model is from the float one on a batch: its answers, and the tokens' vectors after every layer."""
-
-    def __init__(self, teacher: Any, pupil: Any, output: str, pooling: str) -> None:
-        import torch
-
-        self.teacher, self.pupil, self.output, self.pooling = teacher, pupil, output, pooling
-        self.same = [torch.nn.Identity() for _ in range(pupil.config.num_hidden_layers)]
-
-    def __call__(self, batch: tuple[Mapping[str, torch.Tensor], Any]) -> torch.Tensor:
-        import torch
-
-        feeds, _ = batch
-        mask = feeds.get("attention_mask", torch.ones(next(iter(feeds.values())).shape[:2]))
-        with torch.no_grad():
-            theirs = self.teacher(**feeds, output_hidden_states=True)
-        mine = self.pupil(**feeds, output_hidden_states=True)
-        answers = getattr(mine, self.output).float(), getattr(theirs, self.output).float()
-        answer = losses.logits(*answers, 1.0) if self.output == "logits" else losses.embedding(*answers, mask, self.pooling)
-        return answer + losses.hidden(mine.hidden_states[1:], theirs.hidden_states[1:], mask, self.same)
-
-
-def _settle(pupil: torch.nn.Module, rows: Rows) -> None:
-    """Ranges from the first batches, without training on them."""
+def _settle(pupil: torch.nn.Module, batches: Batches) -> None:
+    """Ranges from some batches of all lengths, without training on them."""
     import torch
 
     pupil.train()
     with torch.no_grad():
-        for index in range(min(8, len(rows.batches))):
-            feeds, _ = rows.batches[index * len(rows.batches) // 8 if len(rows.batches) >= 8 else index]
-            pupil(**feeds)
+        for index in range(0, len(batches), max(1, len(batches) // SETTLED_ON)):
+            pupil(**batches[index])
     pupil.eval()
 
 
 def _curve(progress: Progress, metric: str) -> ChartFigure:
     x = tuple(point.epoch for point in progress.points)
-    series = (Series(name="dev rows", x=x, y=tuple(point.quality for point in progress.points), line=True),)
+    series = (Series(name="dev rows", x=x, y=tuple(-point.quality for point in progress.points), line=True),)
     return ChartFigure(title=f"Quantization-aware training: {metric}", kind="points", x_label="epoch", y_label=metric, series=series)
