@@ -76,7 +76,7 @@ def _made(
     chosen = [layer for layer in graph.layers if layer.quantized and layer.name not in mixed.kept]
     ctx.progress(0.8, f"quantizing {len(chosen)} layers")
     corrected = graph.write(out / ENTRY, mixed.kept)
-    if step.correct_bias:
+    if graph.means:
         matrices = sum(layer.kind in CORRECTED_KINDS for layer in chosen)
         notes = (*notes, Note(text=f"biases corrected: {len(corrected)} of {matrices} layers with a matrix"))
     made = load_graph(out / ENTRY)
