@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from ioptim.core.artifact import Format, ModelArtifact
-from ioptim.core.step import Context, Level, Note, Outcome, Step, Where, Written
+from ioptim.core.step import ChartFigure, Context, Level, Note, Outcome, Series, Step, Where, Written
 from ioptim.errors import StepError
 from ioptim.steps import _simulate
-from ioptim.steps.distill import BF16_FLAGS, DEV_BATCH, default_losses
-from ioptim.steps.distill.curves import charts, curves
-from ioptim.steps.distill.objective import Objective
-from ioptim.steps.distill.rows import Rows, split
-from ioptim.steps.distill.student import Pair, Side
+from ioptim.steps._near_float import Batches, Near
+from ioptim.steps.distill import BF16_FLAGS
+from ioptim.steps.distill.rows import split
 from ioptim.training import Progress, Settings, Training
 
 if TYPE_CHECKING:
     import torch
 
     from ioptim.core.task import Table
+
+DEV_BATCH = 64
+SETTLED_ON = 8
 
 
 class QAT(Step):
@@ -94,23 +94,19 @@ class QAT(Step):
         if not simulated.layers:
             raise StepError(f"qat: no layer of {type(pupil).__name__} can be simulated in {self.simulate} (block_size {self.block_size})")
         table, chosen_by = self._tables(ctx)
-        exact = Side(teacher, model, "the float model")
-        pair = Pair(exact, Side(pupil, model, "the simulated model"))
-        training = Rows.of(table, pair, ctx.task, self.batch_size, self.sequence, ctx.seed, labels=False)
-        dev = Rows.of(chosen_by, pair, ctx.task, DEV_BATCH, self.sequence, ctx.seed, labels=False)
-        weights = default_losses(ctx.task)
-        assert weights is not None, "of every task on text"
-        objective = Objective(pair, weights, 1.0, ctx.task, training, ctx.scratch / "teacher")
-        _settle(pupil, training)
-        judge = dev.quality(ctx.task, pair)
-        qualities = {"float": dev.quality(ctx.task, Pair(exact, exact))(), "before": judge()}
-        settings, order = self._settings(ctx), training.order(ctx.seed)
-        run = Training(pupil, training.batches, objective, judge, order, settings, ctx.scratch, ctx.progress, still=[teacher])
+        batches = Batches(table, model, ctx.task, self.batch_size, self.sequence)
+        near = Near(pupil, teacher, ctx.task, Batches(chosen_by, model, ctx.task, DEV_BATCH, self.sequence))
+        _settle(pupil, batches)
+        before = near.distance()
+        settings = self._settings(ctx)
+        run = Training(
+            pupil, batches, near.loss, lambda: -near.distance(), batches.order(ctx.seed), settings, ctx.scratch, ctx.progress
+        )
         progress = run.run()
         simulated.end()
         (ctx.out / "model").mkdir()
         torch_model.save_checkpoint(pupil, ctx.out / "model", model.entry)
-        return self._outcome(model, progress, qualities, judge.metric, training.count, simulated, run.per_epoch)
+        return self._outcome(model, progress, before, near.metric, batches.rows, simulated, run.per_epoch)
 
     def _tables(self, ctx: Context) -> tuple[Table, Table]:
         """Rows to train on and rows to choose by."""
@@ -129,21 +125,21 @@ class QAT(Step):
         self,
         model: ModelArtifact,
         progress: Progress,
-        quality: Mapping[str, float],
+        before: float,
         metric: str,
         rows: int,
         simulated: _simulate.Simulated,
         per_epoch: int,
     ) -> Outcome:
-        best = progress.best
-        assert best is not None, "a training ends with an evaluation"
+        assert progress.best is not None, "a training ends with an evaluation"
+        after = -progress.best
         text = (
             f"{len(simulated.layers)} layers simulated in {self.simulate}, trained on {rows:,} rows {progress.ended}"
-            f" ({progress.seconds / 60:.1f} minutes); {metric} on the dev rows {quality['float']:.4f} in float, {quality['before']:.4f}"
-            f" as if quantized, {best:.4f} after training"
+            f" ({progress.seconds / 60:.1f} minutes); as if quantized, {metric} to the float model on the dev rows {before:.4g} before,"
+            f" {after:.4g} after"
         )
         notes = [Note(text=text)]
-        if best <= quality["before"]:
+        if after >= before:
             notes.append(Note(text="the training brought nothing on the dev rows; leave this step out", level=Level.WARNING))
         if simulated.left:
             left = f"{len(simulated.left)} linear layers trained in float, their inputs no multiple of {self.block_size}"
@@ -160,27 +156,30 @@ class QAT(Step):
                 facts=dict(model.facts),
             ),
             metrics={
-                f"dev_{metric}": best,
-                f"dev_{metric}_before": quality["before"],
-                f"dev_{metric}_float": quality["float"],
+                f"dev_{metric}": after,
+                f"dev_{metric}_before": before,
                 "layers_simulated": float(len(simulated.layers)),
                 "training_s": round(progress.seconds, 1),
                 "steps": float(progress.step),
             },
-            charts=charts(progress, metric, per_epoch, "Quantization-aware training"),
-            curves=curves(progress, metric),
+            charts=(_curve(progress, metric, per_epoch),),
             notes=tuple(notes),
             facts={"precision": self.precision, "simulated": self.simulate, "ended": progress.ended, "best_step": progress.best_step},
         )
 
 
-def _settle(pupil: torch.nn.Module, rows: Rows) -> None:
-    """Ranges from the first batches, without training on them."""
+def _settle(pupil: torch.nn.Module, batches: Batches) -> None:
+    """Ranges from some batches of all lengths, without training on them."""
     import torch
 
     pupil.train()
     with torch.no_grad():
-        for index in range(min(8, len(rows.batches))):
-            feeds, _ = rows.batches[index * len(rows.batches) // 8 if len(rows.batches) >= 8 else index]
-            pupil(**feeds)
+        for index in range(0, len(batches), max(1, len(batches) // SETTLED_ON)):
+            pupil(**batches[index])
     pupil.eval()
+
+
+def _curve(progress: Progress, metric: str, per_epoch: int) -> ChartFigure:
+    looked = [(point.step / per_epoch, -point.quality) for point in progress.points if point.quality is not None]
+    series = (Series(name="dev rows", x=tuple(x for x, _ in looked), y=tuple(y for _, y in looked), line=True),)
+    return ChartFigure(title=f"Quantization-aware training: {metric}", kind="points", x_label="epoch", y_label=metric, series=series)

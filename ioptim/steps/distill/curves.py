@@ -6,7 +6,7 @@ from ioptim.core.step import ChartFigure, Curve, Series
 from ioptim.training import Progress
 
 
-def charts(progress: Progress, metric: str, per_epoch: int, title: str = "Distillation") -> tuple[ChartFigure, ...]:
+def charts(progress: Progress, metric: str, per_epoch: int) -> tuple[ChartFigure, ...]:
     """Loss on the training rows and quality on the dev rows, over epochs."""
     looked = [point for point in progress.points if point.quality is not None]
     both = (
@@ -16,7 +16,7 @@ def charts(progress: Progress, metric: str, per_epoch: int, title: str = "Distil
     made = []
     for label, rows, points, values in both:
         series = Series(name=rows, x=tuple(point.step / per_epoch for point in points), y=tuple(values), line=True)
-        made.append(ChartFigure(title=f"{title}: {label}", kind="points", x_label="epoch", y_label=label, series=(series,)))
+        made.append(ChartFigure(title=f"Distillation: {label}", kind="points", x_label="epoch", y_label=label, series=(series,)))
     return tuple(made)
 
 

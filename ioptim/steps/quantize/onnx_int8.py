@@ -58,7 +58,7 @@ def _options(step: Quantize, scheme: Scheme) -> Int8Options:
         method=step.calibration.method,
         percentile=step.calibration.percentile,
         smooth=step.smooth,
-        correct_bias=step.correct_bias and scheme == "int8-static",
+        correct_bias=step.correct_bias,
     )
 
 
@@ -76,7 +76,7 @@ def _made(
     chosen = [layer for layer in graph.layers if layer.quantized and layer.name not in mixed.kept]
     ctx.progress(0.8, f"quantizing {len(chosen)} layers")
     corrected = graph.write(out / ENTRY, mixed.kept)
-    if graph.options.correct_bias:
+    if graph.means:
         matrices = sum(layer.kind in CORRECTED_KINDS for layer in chosen)
         notes = (*notes, Note(text=f"biases corrected: {len(corrected)} of {matrices} layers with a matrix"))
     made = load_graph(out / ENTRY)

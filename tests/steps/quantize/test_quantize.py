@@ -229,6 +229,7 @@ def test_static_quantizes_a_bert_but_not_its_scores(tiny_bert_onnx: ModelArtifac
     assert outcome.metrics["output_cosine_mean"] > 0.98
     assert outcome.metrics["calibration_samples"] == 8
     assert [note.text for note in outcome.notes] == [
+        "biases corrected: 12 of 14 layers with a matrix",  # torch exported the others without: all were zero
         "4 MatMul left in float: multiplies two computed values, there is no weight (node_matmul, node_matmul_1, node_matmul_2 and 1 more)"
     ]
 
@@ -294,6 +295,7 @@ def test_what_the_recipe_leaves_out_stays_in_float(tiny_cnn_onnx: ModelArtifact,
     assert kinds(outcome) == {"Conv": (2, 1), "Gemm": (1, 0)}
     assert [(note.level, note.text) for note in outcome.notes] == [
         (Level.WARNING, "calibrated on all 24 rows of data.tsv; 30 were asked for"),
+        (Level.INFO, "biases corrected: 0 of 1 layers with a matrix"),
         (Level.INFO, "1 Conv left in float: excluded by the recipe (conv1)"),
         (Level.INFO, "1 Gemm left in float: excluded by the recipe (classifier)"),
     ]
