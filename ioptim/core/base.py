@@ -10,9 +10,12 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """A value: immutable, strict about unknown keys, compared by content."""
+    """A value: immutable, strict about unknown keys, compared by content.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False, protected_namespaces=())
+    A class is built when it is first used: a recipe needs few of those that exist.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False, protected_namespaces=(), defer_build=True)
 
 
 def canonical_json(value: Any) -> str:
