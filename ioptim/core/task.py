@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -32,6 +33,14 @@ class Table(Frozen):
     def different(self) -> int:
         """How many rows are left without repetitions: a row that stands there twice is no further evidence of anything."""
         return len({tuple(map(_content, row)) for row in zip(*self.columns.values(), strict=True)})
+
+    def split(self, held_out: int, seed: int) -> tuple[Table, Table]:
+        """The rows without some drawn at random, and those; both in their order."""
+        drawn = set(random.Random(seed).sample(range(len(self)), held_out))
+        parts = [i for i in range(len(self)) if i not in drawn], sorted(drawn)
+        kept, held = ({name: [column[i] for i in part] for name, column in self.columns.items()} for part in parts)
+        names = [tuple(self.rows[i] for i in part) for part in parts]
+        return Table(columns=kept, rows=names[0], origin=self.origin), Table(columns=held, rows=names[1], origin=self.origin)
 
 
 def _content(value: Any) -> object:

@@ -12,9 +12,7 @@ from ioptim.core.step import ChartFigure, Context, Level, Note, Outcome, Series,
 from ioptim.errors import StepError
 from ioptim.steps import _simulate
 from ioptim.steps._near_float import Batches, Near
-from ioptim.steps.distill import BF16_FLAGS
-from ioptim.steps.distill.rows import split
-from ioptim.training import Progress, Settings, Training
+from ioptim.training import BF16_FLAGS, Progress, Settings, Training
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +113,7 @@ class QAT(Step):
             return table, ctx.table("dev")
         if self.held_out >= len(table):
             raise StepError(f"held_out is {self.held_out}, and data.training has {len(table)} rows")
-        return split(table, self.held_out, ctx.seed)
+        return table.split(self.held_out, ctx.seed)
 
     def _settings(self, ctx: Context) -> Settings:
         names = ("epochs", "learning_rate", "warm_up", "weight_decay", "clip_norm", "accumulate", "max_minutes", "patience", "evaluations")

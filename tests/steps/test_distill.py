@@ -22,7 +22,7 @@ from ioptim.steps.distill import Distill, Losses, Student, answers, losses
 from ioptim.steps.distill.curves import curves
 from ioptim.steps.distill.objective import Objective
 from ioptim.steps.distill.rows import Rows as Batches
-from ioptim.steps.distill.rows import _correlation, split
+from ioptim.steps.distill.rows import _correlation
 from ioptim.steps.distill.student import Pair, Side
 from ioptim.tasks.image_classification import ImageClassification
 from ioptim.tasks.text_classification import TextClassification
@@ -220,9 +220,9 @@ def test_rows_held_out_are_not_trained_on(tiny_bert: ModelArtifact, rows: Callab
 
 def test_a_split_is_the_same_for_the_same_seed_and_loses_no_row() -> None:
     table = Table(columns={"seed": list(range(10))}, rows=tuple(map(str, range(10))), origin="t")
-    kept, held = split(table, 3, seed=1)
+    kept, held = table.split(3, seed=1)
     assert sorted(kept.rows + held.rows) == sorted(table.rows) and len(held) == 3
-    assert (kept, held) == split(table, 3, seed=1) != split(table, 3, seed=2)
+    assert (kept, held) == table.split(3, seed=1) != table.split(3, seed=2)
     assert [int(row) for row in held.rows] == held.columns["seed"]
 
 

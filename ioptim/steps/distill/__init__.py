@@ -17,16 +17,14 @@ from ioptim.shrink import sizes
 from ioptim.steps.distill.curves import charts, curves
 from ioptim.steps.distill.objective import Objective
 from ioptim.steps.distill.processes import is_first, several
-from ioptim.steps.distill.rows import Rows, split
+from ioptim.steps.distill.rows import Rows
 from ioptim.steps.distill.student import Pair, Student
-from ioptim.training import Progress, Settings, Training
+from ioptim.training import BF16_FLAGS, Progress, Settings, Training
 
 if TYPE_CHECKING:
     from ioptim.core.task import Table
 
 DEV_BATCH = 64
-BF16_FLAGS = ("avx512_bf16", "amx_bf16")
-"""Instruction sets with which bfloat16 products are faster than float32 ones."""
 
 
 class Losses(Frozen):
@@ -212,7 +210,7 @@ class Distill(Step):
             return table, ctx.table("dev")
         if self.held_out >= len(table):
             raise StepError(f"held_out is {self.held_out}, and data.training has {len(table)} rows")
-        return split(table, self.held_out, ctx.seed)
+        return table.split(self.held_out, ctx.seed)
 
     def _settings(self, ctx: Context) -> Settings:
         names = ("epochs", "learning_rate", "warm_up", "weight_decay", "clip_norm", "accumulate", "max_minutes", "patience", "evaluations")

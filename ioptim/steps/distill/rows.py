@@ -59,16 +59,6 @@ class Rows:
         return Quality(self, task, pair)
 
 
-def split(table: Table, held_out: int, seed: int) -> tuple[Table, Table]:
-    """The rows without some drawn at random, and those; both in their order."""
-    drawn = set(random.Random(seed).sample(range(len(table)), held_out))
-    parts = []
-    for chosen in ([i for i in range(len(table)) if i not in drawn], sorted(drawn)):
-        columns = {name: [column[i] for i in chosen] for name, column in table.columns.items()}
-        parts.append(Table(columns=columns, rows=tuple(table.rows[i] for i in chosen), origin=table.origin))
-    return parts[0], parts[1]
-
-
 class _Batches(Sequence[Any]):
     """Batches padded when they are asked for: all of them at once would take gigabytes."""
 
