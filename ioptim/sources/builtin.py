@@ -1,4 +1,4 @@
-"""Data that comes with this project: `builtin:retrieval`."""
+"""Data that comes with this project: `builtin:retrieval`, `builtin:definitions`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ioptim.core.registry import did_you_mean
 from ioptim.core.source import DataSource, DataSpec
 from ioptim.core.task import Table
 from ioptim.errors import PlanError
-from ioptim.sources._rows import Rows, read_rows
+from ioptim.sources._rows import SUFFIXES, Rows, read_rows
 from ioptim.sources._table import column_objections, make_table, selection
 
 FOLDER = Path(ioptim.__file__).parent / "data"
 
 
 class BuiltinData(DataSource):
-    """A .jsonl file of `ioptim/data`, whose column `split` says which part a row belongs to."""
+    """A .jsonl or .parquet file of `ioptim/data`, whose column `split` says which part a row belongs to."""
 
     def __init__(self, spec: DataSpec, base: Path, root: Path | None) -> None:
         self.spec = spec
@@ -41,11 +41,11 @@ class BuiltinData(DataSource):
         return make_table(self._rows(), self.spec, f"{self.spec.source} ({self.spec.split})")
 
     def _file(self) -> Path:
-        names = sorted(path.stem for path in FOLDER.glob("*.jsonl"))
-        if self.name not in names:
-            hint = did_you_mean(self.name, names) or "."
-            raise PlanError(f"there is no built-in data set {self.name!r}{hint} There are: {', '.join(names)}")
-        return FOLDER / f"{self.name}.jsonl"
+        files = {path.stem: path for path in sorted(FOLDER.iterdir()) if path.suffix in SUFFIXES}
+        if self.name not in files:
+            hint = did_you_mean(self.name, files) or "."
+            raise PlanError(f"there is no built-in data set {self.name!r}{hint} There are: {', '.join(files)}")
+        return files[self.name]
 
     def _rows(self) -> Rows:
         rows = read_rows(self._file())

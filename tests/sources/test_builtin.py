@@ -21,6 +21,21 @@ def test_retrieval_has_two_splits_without_a_common_text() -> None:
         assert not set(test.columns[column]) & set(calibration.columns[column])
 
 
+def test_definitions_are_distinct_texts_of_many_lengths() -> None:
+    table = source("builtin:definitions", split="train").read()
+    texts = table.columns["text"]
+    words = sorted(len(text.split()) for text in texts)
+    assert len(set(texts)) == len(texts) == 70618
+    assert words[len(words) // 4] <= 10 and words[-len(words) // 4] >= 30, "from a search query to a paragraph"
+
+
+def test_definitions_share_no_text_with_retrieval() -> None:
+    texts = set(source("builtin:definitions", split="train").read().columns["text"])
+    for split in ("test", "calibration"):
+        rows = source("builtin:retrieval", split=split).read().columns
+        assert not texts & {*rows["query"], *rows["passage"]}
+
+
 def test_a_split_must_be_named() -> None:
     assert source("builtin:retrieval").check() == ["builtin:retrieval: name the split; it has test, calibration"]
     assert source("builtin:retrieval", split="train").check() == [
@@ -30,7 +45,7 @@ def test_a_split_must_be_named() -> None:
 
 def test_an_unknown_name() -> None:
     assert source("builtin:retreival", split="test").check() == [
-        "there is no built-in data set 'retreival'; did you mean 'retrieval'? There are: retrieval"
+        "there is no built-in data set 'retreival'; did you mean 'retrieval'? There are: definitions, retrieval"
     ]
 
 
