@@ -44,7 +44,7 @@ class Timed:
         return self
 
 
-def timed(command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path = REPO, timeout_s: float = 1800) -> Timed:
+def timed(command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path = REPO, timeout_s: float = 3600) -> Timed:
     """Run a command to its end, offline and without telemetry, and time all of it."""
     whole = {**os.environ, **OFFLINE, **(env or {})}
     # An installed package has its byte code; compiling it anew is not what a user waits for.
