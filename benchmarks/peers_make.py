@@ -1,6 +1,8 @@
-"""Makes a peer's model of a BERT classifier, by that peer's own means and defaults: nothing of ioptim is imported here.
+"""Makes a peer's model of a BERT encoder, with or without a classifier's head, by that peer's own means and defaults.
 
-    python peers_make.py WHAT CHECKPOINT CALIBRATION.tsv OUT_FOLDER
+    python peers_make.py WHAT CHECKPOINT CALIBRATION OUT_FOLDER
+
+CALIBRATION is what `plain_session.py` takes as rows. Nothing of ioptim is imported here.
 
 Runs under the peer's interpreter and prints the file made.
 """
@@ -19,36 +21,46 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 def exported(checkpoint: str, out: Path) -> Path:
     """By torch's TorchScript exporter, whose graphs ONNX Runtime's own fusions know; axes of batch and tokens stay variable."""
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from plain_session import model_class
 
     class Named(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.module = AutoModelForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
+            self.module = model_class(checkpoint).from_pretrained(checkpoint, attn_implementation="eager").eval()
 
         def forward(self, ids: Any, mask: Any, types: Any) -> Any:
-            return self.module(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
+            return self.module(input_ids=ids, attention_mask=mask, token_type_ids=types)[0]
 
     path = out / "exported.onnx"
     if not path.is_file():
         example = torch.ones(2, 8, dtype=torch.long)
-        axes = {name: {0: "batch", 1: "sequence"} for name in INPUTS} | {"logits": {0: "batch"}}
+        tokens = {0: "batch", 1: "sequence"}
+        output = {"last_hidden_state": tokens} if is_bare(checkpoint) else {"logits": {0: "batch"}}
+        axes = dict.fromkeys(INPUTS, tokens) | output
         torch.onnx.export(
-            Named(), (example, example, example * 0), str(path), input_names=[*INPUTS], output_names=["logits"],
+            Named(), (example, example, example * 0), str(path), input_names=[*INPUTS], output_names=[*output],
             dynamic_axes=axes, opset_version=17, dynamo=False,
         )  # fmt: skip
     return path
 
 
+def is_bare(checkpoint: str) -> bool:
+    """Gives the tokens' vectors, not logits."""
+    from plain_session import model_class
+
+    return not model_class(checkpoint).__name__.endswith("ForSequenceClassification")
+
+
 def rows(checkpoint: str, file: str) -> Iterator[dict[str, Any]]:
     """Feeds of the first rows, one by one."""
     import numpy as np
+    from plain_session import read
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(f"{checkpoint}/tokenizer.json")
     tokenizer.no_padding()
-    for line in Path(file).read_text().splitlines()[1 : 1 + CALIBRATION_ROWS]:
-        tokens = tokenizer.encode(line.rsplit("\t", 1)[0])
+    for text in read(Path(file))[0][:CALIBRATION_ROWS]:
+        tokens = tokenizer.encode(text)
         yield dict(zip(INPUTS, (np.array([v], np.int64) for v in (tokens.ids, tokens.attention_mask, tokens.type_ids)), strict=True))
 
 
@@ -100,10 +112,11 @@ def optimum(checkpoint: str, file: str, out: Path) -> Path:
 
     Not after its optimization O2: optimum-onnx 0.1.0 cannot quantize what it fused ("Unable to find data type for weight_name").
     """
-    from optimum.onnxruntime import ORTModelForSequenceClassification, ORTQuantizer
+    from optimum.onnxruntime import ORTModelForFeatureExtraction, ORTModelForSequenceClassification, ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
-    ORTModelForSequenceClassification.from_pretrained(checkpoint, export=True).save_pretrained(out / "optimum-exported")
+    kind = ORTModelForFeatureExtraction if is_bare(checkpoint) else ORTModelForSequenceClassification
+    kind.from_pretrained(checkpoint, export=True).save_pretrained(out / "optimum-exported")
     quantizer = ORTQuantizer.from_pretrained(out / "optimum-exported", file_name="model.onnx")
     quantizer.quantize(save_dir=out / "optimum", quantization_config=AutoQuantizationConfig.avx512_vnni(is_static=False))
     return out / "optimum/model_quantized.onnx"

@@ -1,10 +1,11 @@
 """One model in a process of its own, timed with its library alone: nothing of ioptim is imported here.
 
-    python plain_session.py '{"engine": "onnxruntime", "model": FILE, "tokenizer": FILE, "rows": FILE.tsv, "threads": 2}'
+    python plain_session.py '{"engine": "onnxruntime", "model": FILE, "tokenizer": FILE, "rows": FILE, "threads": 2}'
 
 `engine` is `onnxruntime`, `openvino`, `torch` or `torch.compile`; for the last two `model` is a checkpoint folder. Each runs with its
-library's defaults but for the number of threads. Then one JSON request per line on standard input (`{"block": n}`, `{"batches": n}` or
-`{"accuracy": true}`), one JSON answer per line on standard output.
+library's defaults but for the number of threads. Rows are texts with a label (`.tsv` with a header), or queries with the passage that
+answers each (`.jsonl`). Then one JSON request per line on standard input (`{"block": n}`, `{"batches": n}` or `{"quality": true}`), one
+JSON answer per line on standard output.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BATCH = 32
 
 Feed = Mapping[str, Any]
 Engine = tuple[Callable[[Feed], Any], Callable[[Mapping[str, np.ndarray]], Feed]]
-"""What is timed, which answers with the logits, and what prepares its feeds beforehand."""
+"""What is timed, which answers with the logits or the tokens' vectors, and what prepares its feeds beforehand."""
 
 
 class PlainSession:
@@ -32,11 +33,10 @@ class PlainSession:
 
     def __init__(self, argument: Mapping[str, Any]) -> None:
         self.run, prepare = ENGINES[argument.get("engine", "onnxruntime")](argument)
-        lines = [line.rsplit("\t", 1) for line in Path(argument["rows"]).read_text().splitlines()[1:]]
+        texts, self.labels = read(Path(argument["rows"]))
         tokenizer = Tokenizer.from_file(argument["tokenizer"])
         tokenizer.no_padding()
-        tokens = [tokenizer.encode(text) for text, _ in lines]
-        self.labels = [int(label) for _, label in lines]
+        tokens = [tokenizer.encode(text) for text in texts]
         self.feeds = [prepare(_feed([one])) for one in tokens]
         starts = range(0, len(tokens) - BATCH + 1, BATCH)
         self.batched = [prepare(_feed(tokens[start : start + BATCH])) for start in starts]
@@ -59,9 +59,33 @@ class PlainSession:
             seconds.append(clock() - begin)
         return seconds
 
-    def accuracy(self, _: Any = None) -> float:
-        answers = [int(np.asarray(self.run(feed)).argmax()) for feed in self.feeds]
-        return float(np.mean(np.equal(answers, self.labels)))
+    def quality(self, _: Any = None) -> float:
+        """Accuracy where rows have labels, else nDCG@10 of the queries among all passages, by cosine of the mean of the tokens' vectors."""
+        answers = [np.asarray(self.run(feed))[0] for feed in self.feeds]
+        if self.labels is not None:
+            return float(np.mean([answer.argmax() == label for answer, label in zip(answers, self.labels, strict=True)]))
+        vectors = np.stack([answer.mean(axis=0, dtype=np.float64) for answer in answers])
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        similar = vectors[0::2] @ vectors[1::2].T
+        ranks = (similar >= np.diag(similar)[:, None]).sum(axis=1)  # the right passage is one of them
+        return float(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0).mean())
+
+
+def read(file: Path) -> tuple[list[str], list[int] | None]:
+    """Texts and labels; of queries and passages, which alternate, no labels."""
+    lines = file.read_text().splitlines()
+    if file.suffix == ".jsonl":
+        pairs = [json.loads(line) for line in lines]
+        return [pair[key] for pair in pairs for key in ("query", "passage")], None
+    labelled = [line.rsplit("\t", 1) for line in lines[1:]]
+    return [text for text, _ in labelled], [int(label) for _, label in labelled]
+
+
+def model_class(checkpoint: str) -> Any:
+    """The class of transformers that the checkpoint was saved from."""
+    import transformers
+
+    return getattr(transformers, transformers.AutoConfig.from_pretrained(checkpoint).architectures[0])
 
 
 def _feed(rows: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -93,15 +117,14 @@ def _openvino(argument: Mapping[str, Any]) -> Engine:
 
 def _torch(argument: Mapping[str, Any]) -> Engine:
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     torch.set_num_threads(argument["threads"])
-    module = AutoModelForSequenceClassification.from_pretrained(argument["model"]).eval()
+    module = model_class(argument["model"]).from_pretrained(argument["model"]).eval()
     called = torch.compile(module, dynamic=True) if argument["engine"] == "torch.compile" else module
 
     def run(feed: Feed) -> Any:
         with torch.inference_mode():
-            return called(**feed).logits
+            return called(**feed)[0]
 
     return run, lambda feed: {name: torch.from_numpy(array) for name, array in feed.items()}
 

@@ -1,4 +1,4 @@
-"""Makes `ioptim/data/definitions.parquet` (the data set `builtin:definitions`) from the files of WordNet 3.0. The same files give the same bytes.
+"""Makes `ioptim/data/definitions.parquet` (the data set `builtin:definitions`) from the files of WordNet 3.0; always the same bytes.
 
     apt-get install wordnet-base
     python scripts/make_definitions.py [--wordnet /usr/share/wordnet]

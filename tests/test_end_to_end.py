@@ -377,6 +377,20 @@ def test_bert_sst2_fast_is_killed_in_training_and_goes_on(tmp_path: Path, shared
     assert 0.6 < steps["validate"]["subjects"]["compile"]["accuracy"] <= 1
 
 
+@needs_encoder
+def test_bert_embed_fast(tmp_path: Path) -> None:
+    """A sentence encoder learns from texts that nobody has labelled."""
+    small = ("--set=data.training.limit=1200", "--set=steps.distill.held_out=200", "--set=steps.distill.epochs=1")
+    easy = ("--set=steps.validate.gates.ndcg_at_10.max_drop=0.9", "--set=steps.benchmark.gates.latency_p50_ms.min_speedup=0.01")
+    document = run(tmp_path, "recipes/bert-embed-fast.yaml", *small, *easy, *QUICK, *LOCAL)
+    steps = {step["id"]: step for step in document["steps"]}
+    trained = steps["distill"]["metrics"]
+    assert trained["layers"] == 3
+    assert trained["dev_cosine_to_teacher"] > trained["dev_cosine_to_teacher_before"]
+    quality = steps["validate"]["subjects"]
+    assert 0.2 < quality["compile"]["ndcg_at_10"] < quality["source"]["ndcg_at_10"]
+
+
 def test_a_label_that_the_model_does_not_have(tmp_path: Path, shared: Path) -> None:
     rows = tmp_path / "rows.tsv"
     rows.write_text("sentence\tlabel\nfine\t1\nbad\t7\n")
