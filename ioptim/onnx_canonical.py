@@ -15,6 +15,7 @@ exactly these values: what counts is what it computes, not how it is written, so
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ class _Editable:
         self.initializers = {tensor.name: tensor for tensor in self.graph.initializer}
         self.inputs = {value.name: value for value in self.graph.input if value.name not in self.initializers}
         self.added: list[onnx.NodeProto] = []
-        self.serial = 0
+        self.taken = {*self.producer, *self.initializers, *self.inputs, *(node.name for node in self.graph.node)}
 
     def parent(self, name: str, *op_types: str) -> onnx.NodeProto | None:
         """The node that computes `name`, if it is one of these operators."""
@@ -77,8 +78,7 @@ class _Editable:
         """Append a node with one output; nodes are sorted when all rewriting is done."""
         from onnx import helper
 
-        self.serial += 1
-        name = f"canonical_{op_type}_{self.serial}"
+        name = self._fresh(op_type)
         node = helper.make_node(op_type, inputs, [name], name=name, **attributes)
         self.added.append(node)
         self.producer[name] = node
@@ -87,11 +87,16 @@ class _Editable:
     def add_constant(self, value: np.ndarray) -> str:
         from onnx import numpy_helper
 
-        self.serial += 1
-        name = f"canonical_constant_{self.serial}"
+        name = self._fresh("constant")
         tensor = numpy_helper.from_array(value, name)
         self.graph.initializer.append(tensor)
         self.initializers[name] = tensor
+        return name
+
+    def _fresh(self, kind: str) -> str:
+        """A name that nothing has; not even what an earlier call on this graph added."""
+        name = next(name for i in itertools.count(len(self.added) + 1) if (name := f"canonical_{kind}_{i}") not in self.taken)
+        self.taken.add(name)
         return name
 
     def part(self, output: str, limit: int = 100) -> tuple[list[onnx.NodeProto], list[str]] | None:

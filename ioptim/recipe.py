@@ -56,7 +56,7 @@ class Data(Frozen):
 
     validation: DataSpec | None = Field(None, description="rows that quality and latency are measured on")
     calibration: DataSpec | None = Field(None, description="rows that quantization ranges are taken from; no overlap with validation")
-    training: DataSpec | None = Field(None, description="rows that `distill` trains on")
+    training: DataSpec | None = Field(None, description="rows that steps which train learn from")
     dev: DataSpec | None = Field(None, description="rows by which `distill` chooses when to stop; never the validation rows")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ioptim.errors import StepError
+from ioptim.onnx_canonical import canonicalize
 from ioptim.onnx_graph import count_ops, fuse_transformer, load_graph, save_graph
 
 pytestmark = pytest.mark.integration
@@ -61,6 +62,20 @@ def test_a_padding_mask_is_fused_however_it_is_spelled(tmp_path: Path) -> None:
     plain, fused = _attention(tmp_path, PADDING), tmp_path / "fused.onnx"
     assert fuse_transformer(plain, fused).counts["Attention"] == 1
     _require_same(plain, fused)
+
+
+def test_a_graph_may_be_respelled_twice(tmp_path: Path) -> None:
+    plain, twice = _attention(tmp_path, PADDING), tmp_path / "twice.onnx"
+    model = load_graph(plain)
+    canonicalize(model)
+    norm = next(node for node in model.graph.node if node.op_type == "LayerNormalization")
+    norm.input.pop()  # something for the second time to do
+    canonicalize(model)
+    names = [tensor.name for tensor in model.graph.initializer]
+    assert len(norm.input) == 3 and len(names) == len(set(names))
+    save_graph(model, twice)
+    onnx.checker.check_model(twice)
+    _require_same(plain, twice)
 
 
 @pytest.mark.parametrize(

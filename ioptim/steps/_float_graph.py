@@ -55,7 +55,6 @@ def respell(path: Path, feeds: Sequence[Feeds], scratch: Path, threads: int) -> 
     """Rewrite attention masks, heads and Gelu in the graph at `path` the way that ONNX Runtime runs them fastest, if that is the same."""
     graph = load_graph(path)
     canonicalize(graph)
-    _renamed(graph)
     _qdq.spell_gelu(graph)
     _qdq.drop_unread(graph)
     name_nodes(graph)
@@ -66,19 +65,6 @@ def respell(path: Path, feeds: Sequence[Feeds], scratch: Path, threads: int) -> 
         return [Note(text=f"left as exported, for a faster spelling of it computes something else: {apart}", level=Level.WARNING)]
     save_graph(graph, path)
     return []
-
-
-def _renamed(model: onnx.ModelProto) -> None:
-    """Give what `canonicalize` added other names: a runtime may canonicalize the graph again, with the same names."""
-    new = {tensor.name: tensor.name.replace("canonical_", "spelled_", 1) for tensor in model.graph.initializer}
-    new |= {name: name.replace("canonical_", "spelled_", 1) for node in model.graph.node for name in node.output}
-    new = {old: name for old, name in new.items() if old.startswith("canonical_")}
-    for tensor in model.graph.initializer:
-        tensor.name = new.get(tensor.name, tensor.name)
-    for node in model.graph.node:
-        node.name = node.name.replace("canonical_", "spelled_", 1) if node.name.startswith("canonical_") else node.name
-        node.input[:] = [new.get(name, name) for name in node.input]
-        node.output[:] = [new.get(name, name) for name in node.output]
 
 
 def require_equal(changed: Sequence[Outputs], reference: Sequence[Outputs], what: str, instead: str) -> None:
