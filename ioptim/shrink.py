@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ioptim.core.outline import LAYER, WIDTHS
 from ioptim.errors import StepError
 
 if TYPE_CHECKING:
     import torch
 
 Key = TypeVar("Key")
-
-_LAYER = re.compile(r"^((?:.*\.)?(?:layers?|h|block)\.)(\d+)(\..*)$")
-_WIDTHS = ("intermediate_size", "hidden_dim", "ffn_dim", "d_ff")
-"""What configurations call the width of the feed-forward; the first that is there."""
 
 
 def spread(count: int, total: int) -> tuple[int, ...]:
@@ -30,9 +26,9 @@ def width_name(config: Any) -> str:
     Raises:
         StepError: none of the known names is there.
     """
-    found = next((name for name in _WIDTHS if isinstance(getattr(config, name, None), int)), None)
+    found = next((name for name in WIDTHS if isinstance(getattr(config, name, None), int)), None)
     if found is None:
-        raise StepError(f"{type(config).__name__} has no feed-forward width that is known ({', '.join(_WIDTHS)}); leave feed_forward out")
+        raise StepError(f"{type(config).__name__} has no feed-forward width that is known ({', '.join(WIDTHS)}); leave feed_forward out")
     return found
 
 
@@ -84,7 +80,7 @@ def _taken_over(state: dict[str, torch.Tensor], layers: Sequence[int]) -> dict[s
     """The tensors under the smaller model's names."""
     found = {}
     for name, value in state.items():
-        match = _LAYER.match(name)
+        match = LAYER.match(name)
         if match is None:
             found[name] = value
         for place, layer in enumerate(layers):
@@ -99,7 +95,7 @@ def _narrow(
     """Keep, of each layer, the neurons that matter most."""
     by_layer: dict[str, list[str]] = {}
     for name, value in state.items():
-        match = _LAYER.match(name)
+        match = LAYER.match(name)
         if match and name in wanted and tuple(value.shape) != tuple(wanted[name].shape):
             if sum(a != b for a, b in zip(value.shape, wanted[name].shape, strict=True)) != 1 or width not in value.shape:
                 raise StepError(f"{name} has the shape {tuple(value.shape)}, which is no plain feed-forward of {width} neurons")
@@ -116,7 +112,7 @@ def _narrow(
 def sizes(module: Any) -> dict[str, int]:
     """Parameters, layers, neurons of a feed-forward, words."""
     config = module.config
-    width = next((getattr(config, name) for name in _WIDTHS if isinstance(getattr(config, name, None), int)), 0)
+    width = next((getattr(config, name) for name in WIDTHS if isinstance(getattr(config, name, None), int)), 0)
     return {
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "layers": config.num_hidden_layers,
@@ -141,7 +137,7 @@ def feed_forwards(module: Any) -> dict[int, torch.nn.Linear]:
     import torch
 
     width = getattr(module.config, width_name(module.config))
-    named = ((_LAYER.match(f"{name}."), child) for name, child in module.named_modules() if isinstance(child, torch.nn.Linear))
+    named = ((LAYER.match(f"{name}."), child) for name, child in module.named_modules() if isinstance(child, torch.nn.Linear))
     return {int(match[2]): child for match, child in named if match and child.in_features == width != child.out_features}
 
 
