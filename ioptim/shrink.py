@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ioptim.core.outline import LAYER, WIDTHS
@@ -153,19 +154,24 @@ def said(module: Any, layers: Mapping[Key, Any], batches: Sequence[Mapping[str, 
 
     Source: Sun et al., A Simple and Effective Pruning Approach (Wanda, arXiv:2306.11695), summed over an input's outgoing weights.
     """
+    norms = {key: weight_norm(layer) for key, layer in layers.items()}
+    return over_inputs(module, layers, batches, lambda key, value: value.abs().mean(0) * norms[key])
+
+
+def over_inputs(
+    module: Any, layers: Mapping[Key, Any], batches: Sequence[Mapping[str, Any]], of: Callable[[Key, torch.Tensor], torch.Tensor]
+) -> dict[Key, torch.Tensor]:
+    """Sums, over the batches, of what `of` makes of a layer's input: (positions, inputs), without gradients. A layer that never runs is not
+    in it."""
     import torch
 
     found: dict[Key, torch.Tensor] = {}
-    hooks = []
-    for key, layer in layers.items():
-        norm = weight_norm(layer)
 
-        def add(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], key: Key = key, norm: torch.Tensor = norm) -> None:
-            at = channel_axis(layer, inputs[0])
-            loudness = inputs[0].detach().abs().movedim(at, -1).flatten(0, -2).mean(0)
-            found[key] = found.get(key, torch.zeros(())) + loudness * norm
+    def watched(layer: Any, inputs: tuple[torch.Tensor, ...], key: Key) -> None:
+        value = inputs[0].detach().movedim(channel_axis(layer, inputs[0]), -1).flatten(0, -2)
+        found[key] = found.get(key, torch.zeros(())) + of(key, value)
 
-        hooks.append(layer.register_forward_pre_hook(add))
+    hooks = [layer.register_forward_pre_hook(partial(watched, key=key)) for key, layer in layers.items()]
     try:
         with torch.no_grad():
             for feeds in batches:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from ioptim.core.base import Frozen
-from ioptim.shrink import channel_axis
+from ioptim.shrink import over_inputs
 from ioptim.steps.prune.importance import Importance
 
 if TYPE_CHECKING:
@@ -117,22 +117,5 @@ def _by_input(norm: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Te
 
 def _input_norms(module: Any, layers: Mapping[str, Any], batches: Sequence[Feeds]) -> dict[str, torch.Tensor]:
     """Root of the summed squares of each input of each layer over the rows. (inputs,) each; a layer that never runs is not in it."""
-    import torch
-
-    squares: dict[str, torch.Tensor] = {}
-    hooks = []
-    for name, layer in layers.items():
-
-        def add(layer: Any, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
-            value = inputs[0].detach().float().movedim(channel_axis(layer, inputs[0]), -1).flatten(0, -2)
-            squares[name] = squares.get(name, torch.zeros(())) + value.square().sum(0)
-
-        hooks.append(layer.register_forward_pre_hook(add))
-    try:
-        with torch.no_grad():
-            for feeds in batches:
-                module(**feeds)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    squares = over_inputs(module, layers, batches, lambda _, value: value.float().square().sum(0))
     return {name: value.sqrt() for name, value in squares.items()}
