@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -38,6 +38,8 @@ class Plan:
     """Distributions that are not installed: the nodes that need each."""
     outlines: Mapping[str, Outline] = field(default_factory=dict)
     """What the torch models will be like, by node, as far as it can be known before anything runs."""
+    warnings: tuple[str, ...] = ()
+    """What does not keep it from running and whoever reads the verdicts should know."""
 
     def node(self, node_id: str) -> Node:
         return next(node for node in self.nodes if node.id == node_id)
@@ -107,7 +109,8 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
             if found is not None:
                 data[role] = found
                 problems += _table_problems(loaded, role, found)
-    problems += _seen_before(loaded, data)
+    rows = {role: known for role, source in data.items() if (known := _rows_of(source)) is not None}
+    problems += _seen_before(loaded, rows)
     missing: dict[str, list[str]] = {}
     for node in grower.nodes:
         for library in node.libraries:
@@ -124,6 +127,7 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
         tuple(objections),
         {k: tuple(v) for k, v in missing.items()},
         outlines,
+        tuple(_warnings(loaded, rows)),
     )
 
 
@@ -187,19 +191,25 @@ def _read_outlines(grower: Grower, models: Mapping[str, ModelSource], problems: 
     )
 
 
-def _seen_before(loaded: Loaded, data: Mapping[str, DataSource]) -> list[Problem]:
+def _seen_before(loaded: Loaded, rows: Mapping[str, object]) -> list[Problem]:
     """Roles that hold the validation rows: a model tuned on what it is judged by is judged too well."""
-    rows = {role: _rows_of(source) for role, source in data.items() if role in ("validation", "training", "dev")}
-    known = {role: found for role, found in rows.items() if found is not None}
     problems = []
     for role in ("training", "dev"):
-        if role in known and known[role] == known.get("validation"):
+        if role in rows and rows[role] == rows.get("validation"):
             text = f"data.{role} holds the validation rows; choose others, or gates mean nothing"
             problems.append(loaded.problem(("data", role), text))
-    if "dev" in known and known["dev"] == known.get("training"):
+    if "dev" in rows and rows["dev"] == rows.get("training"):
         text = "data.dev holds the training rows, so it chooses by what was learned by heart; choose others, or set `held_out` on the step"
         problems.append(loaded.problem(("data", "dev"), text))
     return problems
+
+
+def _warnings(loaded: Loaded, rows: Mapping[str, object]) -> Iterator[str]:
+    for key in ("allow_pickle", "allow_remote_code"):
+        if getattr(loaded.recipe.model, key):
+            yield f"model.{key} is on: the checkpoint may run code of its own on this machine"
+    if "calibration" in rows and rows["calibration"] == rows.get("validation"):
+        yield "data.calibration holds the validation rows: ranges are fitted to what the gates judge; on other rows the loss may be larger"
 
 
 def _rows_of(source: DataSource) -> object | None:

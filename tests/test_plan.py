@@ -265,6 +265,14 @@ def test_rows_that_are_judged_by_are_not_tuned_on(tmp_path: Path, role: str) -> 
     assert f"data.{role} holds the validation rows; choose others, or gates mean nothing" in found
 
 
+def test_calibration_on_the_rows_that_are_judged_by_is_a_warning(tmp_path: Path) -> None:
+    made = plan(tmp_path, "{step: quantize, scheme: int8-static}\nvalidate")
+    assert made.objections == ()
+    [warning] = made.warnings
+    assert warning.startswith("data.calibration holds the validation rows: ranges are fitted to what the gates judge")
+    assert plan(tmp_path, "{step: quantize, scheme: int8-dynamic}\nvalidate").warnings == (), "calibration is not read"
+
+
 def test_a_student_is_not_chosen_by_the_rows_it_learns(tmp_path: Path) -> None:
     text = HEAD.format(source="folder", targets="") + "  - {step: distill, student: {layers: 1}}\n"
     both = ", training: {source: rows.tsv}, dev: {source: rows.tsv, limit: 10}"

@@ -52,6 +52,7 @@ def _document(plan: Plan, states: dict[str, Forecast], expected: Mapping[str, Es
         ],
         "objections": [vars(p) for p in plan.objections],
         "missing": {name: list(nodes) for name, nodes in plan.missing.items()},
+        "warnings": list(plan.warnings),
     }
 
 
@@ -67,6 +68,8 @@ def _show(plan: Plan, states: dict[str, Forecast], expected: Mapping[str, Estima
         if node.id in expected:
             what = expected[node.id] or "parameters, operations and speed are not known before it runs"
             print(f"  {'':<{width}}  {'':<12} expected: {what}")
+    if plan.warnings:
+        print("\n" + "\n".join(f"warning: {text}" for text in plan.warnings))
     if plan.objections:
         print("\nObjections (nothing would run):")
         for problem in plan.objections:

@@ -131,10 +131,6 @@ def _record(args: argparse.Namespace, loaded: Loaded, plan: Plan) -> RunRecord:
     recipe = loaded.recipe
     libraries = sorted({"pydantic", "numpy", "prefect", "mlflow"}.union(*(node.libraries for node in plan.nodes)))
     versions = hardware.versions(libraries)
-    warnings = []
-    for key in ("allow_pickle", "allow_remote_code"):
-        if getattr(recipe.model, key):
-            warnings.append(f"model.{key} is on: the checkpoint may have run code of its own on this machine")
     return RunRecord(
         run_id=local.new_run_id(recipe.name),
         recipe=recipe.name,
@@ -148,7 +144,7 @@ def _record(args: argparse.Namespace, loaded: Loaded, plan: Plan) -> RunRecord:
         hardware=plan.hardware,
         environment={name: version for name, version in versions.items() if version},
         git_sha=_git_sha(loaded.folder),
-        warnings=tuple(warnings),
+        warnings=plan.warnings,
     )
 
 

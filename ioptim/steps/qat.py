@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from ioptim.core.artifact import Format, ModelArtifact
+from ioptim.core.outline import Outline
 from ioptim.core.step import ChartFigure, Context, Level, Note, Outcome, Series, Step, Where, Written
 from ioptim.errors import StepError
 from ioptim.steps import _simulate
@@ -38,7 +40,7 @@ class QAT(Step):
 
     step: Literal["qat"] = "qat"
     accepts: ClassVar[frozenset[Format]] = frozenset({Format.TORCH})
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "safetensors", "numpy")
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate", "safetensors", "numpy")
     uses_data: ClassVar[tuple[str, ...]] = ("training", "dev")
 
     simulate: _simulate.What = Field("int8", description="scheme that follows: int8 for int8-static and int8-dynamic, or int4-weights")
@@ -56,6 +58,9 @@ class QAT(Step):
     held_out: int | None = Field(None, ge=1, description="training rows to choose by, in place of data.dev; not trained on")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of products in training; auto is bf16 where the CPU has it")
     sequence: int = Field(128, ge=8, description="tokens that training texts are cut at")
+
+    def outline(self, arriving: Outline | None, others: Mapping[str, Outline | None]) -> Outline | None:
+        return arriving
 
     def data_roles(self) -> tuple[str, ...]:
         return ("training",) if self.held_out else self.uses_data
