@@ -16,7 +16,7 @@ exactly these values: what counts is what it computes, not how it is written, so
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 TRIAL_SHAPES = ((2, 7), (3, 5), (1, 4))
 """Batch and sequence of the trials."""
+
+MASK_SHAPES = (*TRIAL_SHAPES, (1, 1030))
+"""Of the trials of masks: one is longer than the windows that local attention looks through (128 tokens in ModernBERT)."""
 
 MASKED_BELOW = -1e4
 """What is added to the scores at padding is at most this; softmax makes 0 of it."""
@@ -114,7 +117,13 @@ class _Editable:
                 return None
         return [node for node in (*self.added, *self.graph.node) if id(node) in wanted], sorted(names)
 
-    def trials(self, output: str) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
+    def values_read(self, output: str) -> set[str]:
+        """The graph inputs whose values `output` depends on, not only their shapes."""
+        nodes, names = self.part(output) or ([], list(self.inputs))
+        read = {name for node in nodes if node.op_type not in ("Shape", "Size") for name in node.input}
+        return read & set(names) if nodes else set(names)
+
+    def trials(self, output: str, shapes: Sequence[tuple[int, int]] = TRIAL_SHAPES) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
         """Feeds (random zeros and ones, one shape for all) and the value of `output`; empty where it cannot be told."""
         import numpy as np
         import onnxruntime
@@ -129,7 +138,7 @@ class _Editable:
         found = []
         try:
             session = onnxruntime.InferenceSession(model.SerializeToString(), _quiet(), providers=["CPUExecutionProvider"])
-            for shape in TRIAL_SHAPES:
+            for shape in shapes:
                 feeds = {}
                 for name in part[1]:
                     kind = self.inputs[name].type.tensor_type
@@ -197,22 +206,36 @@ def _rewrite_masks(graph: _Editable) -> None:
 
 
 def _masks_nothing(graph: _Editable, name: str) -> bool:
-    """Whether `name` is zero whatever the inputs are: the mask that a model without padding (ViT) carries along."""
+    """Whether `name` is zero whatever the inputs are: the mask that a model without padding (ViT) carries along.
+
+    One that reads the values of an input is not: a trial has no token but 0 and 1, and padding may be another.
+    """
     constant = graph.constant(name)
-    values = [constant] if constant is not None else [value for _, value in graph.trials(name)]
-    return bool(values) and not any(value.any() for value in values)
+    if constant is not None:
+        return not constant.any()
+    trials = [] if graph.values_read(name) else graph.trials(name, MASK_SHAPES)
+    return bool(trials) and not any(value.any() for _, value in trials)
 
 
 def _padding_mask(graph: _Editable, name: str) -> tuple[str, float] | None:
-    """The input of which `name` is the additive padding mask, and its value at padding; None where it is anything else."""
+    """The input of which `name` is the additive padding mask, and its value at padding; None where it is anything else.
+
+    It must read the values of that input alone, and they may not be token ids: `ids != 0` is a mask that zeros and ones do not tell
+    from `ids == 1`.
+    """
     import numpy as np
 
-    candidates, lowest, seen = set(graph.inputs), 0.0, 0
-    for feeds, value in graph.trials(name):
+    ids = {node.input[1] for node in graph.graph.node if node.op_type == "Gather" and node.input[0] in graph.initializers}
+    candidates, lowest, seen = graph.values_read(name) - ids, 0.0, 0
+    if len(candidates) != 1 or len(graph.values_read(name)) != 1:
+        return None
+    for feeds, value in graph.trials(name, MASK_SHAPES):
         seen += 1
         lowest = min(lowest, float(value.min()))
         candidates &= {n for n, x in feeds.items() if x.ndim == 2 and _same(value, np.where(x[:, None, None, :] == 1, 0.0, lowest))}
-    return (candidates.pop(), lowest) if seen and len(candidates) == 1 and lowest <= MASKED_BELOW else None
+    if not seen or not candidates or lowest > MASKED_BELOW:
+        return None
+    return candidates.pop(), max(lowest, float(np.finfo(np.float32).min))  # 0 times -inf would be no number
 
 
 def _rewrite_scales(graph: _Editable) -> None:

@@ -95,11 +95,54 @@ def test_a_graph_may_be_respelled_twice(tmp_path: Path) -> None:
             ],
             id="causal",
         ),
+        pytest.param(
+            [
+                *PADDING[:2],
+                ("Shape", ["mask"], "length", {"start": 1, "end": 2}),
+                ("Squeeze", ["length"], "count", {}),
+                ("Range", ["first", "count", "step"], "places", {}),
+                ("Unsqueeze", ["places", "last"], "down", {}),
+                ("Sub", ["places", "down"], "apart", {}),
+                ("Abs", ["apart"], "distance", {}),
+                ("LessOrEqual", ["distance", "window"], "near", {}),
+                ("And", ["columns", "near"], "seen", {}),
+                ("Where", ["seen", "zero", "lowest"], "added", {}),
+            ],
+            id="a window of 64 tokens",
+        ),
+        pytest.param(
+            [
+                ("Equal", ["ids", "first"], "padding", {}),
+                ("Not", ["padding"], "kept", {}),
+                *PADDING[1:],
+            ],
+            id="made of token ids, padding 0",
+        ),
+        pytest.param(
+            [
+                ("Equal", ["ids", "three"], "padding", {}),
+                ("Not", ["padding"], "kept", {}),
+                *PADDING[1:],
+            ],
+            id="made of token ids, padding 3",
+        ),
     ],
 )
 def test_any_other_mask_is_left_alone(tmp_path: Path, mask: list[Any]) -> None:
     plain, fused = _attention(tmp_path, mask), tmp_path / "fused.onnx"
     assert fuse_transformer(plain, fused, cpu=False).counts == {"SkipLayerNormalization": 1}
+    _require_same(plain, fused)
+    _require_same(plain, fused, sequence=200)
+
+
+def test_a_mask_of_infinity_becomes_one_that_can_be_multiplied(tmp_path: Path) -> None:
+    infinite = [*PADDING[:2], ("Where", ["columns", "zero", "infinite"], "added", {})]
+    plain, fused = _attention(tmp_path, infinite), tmp_path / "fused.onnx"
+    model = load_graph(plain)
+    canonicalize(model)
+    save_graph(model, fused)
+    _require_same(plain, fused)
+    assert fuse_transformer(plain, fused).counts["Attention"] == 1
     _require_same(plain, fused)
 
 
@@ -142,6 +185,8 @@ def _attention(folder: Path, mask: list[Any], token: int | None = None) -> Path:
     weights |= {"words": draw.normal(size=(10, WIDTH)).astype(np.float32), "heads": np.array([0, 0, HEADS, WIDTH // HEADS])}
     weights |= {"joined": np.array([0, 0, WIDTH]), "axes": np.array([1, 2]), "root": np.array(0.5, np.float32)}
     weights |= {"zero": np.array(0, np.float32), "bias": np.array(-1, np.float32), "lowest": np.array(np.finfo("f4").min)}
+    weights |= {"infinite": np.array(-np.inf, np.float32), "last": np.array([1]), "window": np.array(64)}
+    weights |= {"first": np.array(0), "step": np.array(1), "three": np.array(3)}
     nodes = [helper.make_node(op, inputs, [output], output, **more) for op, inputs, output, more in mask]
     nodes += [
         helper.make_node("Gather", ["words", "ids"], ["x"], "x"),
@@ -179,9 +224,15 @@ def _attention(folder: Path, mask: list[Any], token: int | None = None) -> Path:
     return path
 
 
-def _require_same(plain: Path, fused: Path) -> None:
+def _require_same(plain: Path, fused: Path, sequence: int = 6) -> None:
+    """Without token 0 in the first place: the row that nothing is kept of would be anything."""
     import onnxruntime
 
-    feeds = {"ids": np.arange(12).reshape(2, 6) % 10, "mask": np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])}
-    results = [onnxruntime.InferenceSession(str(p), providers=["CPUExecutionProvider"]).run(None, feeds)[0] for p in (plain, fused)]
+    mask = np.ones((2, sequence), np.int64)
+    mask[1, -2:] = 0
+    feeds = {"ids": np.arange(1, 1 + 2 * sequence).reshape(2, sequence) % 10, "mask": mask}
+    results = []
+    for path in (plain, fused):
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        results.append(session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})[0])
     assert np.abs(results[0] - results[1]).max() < 1e-5

@@ -243,7 +243,7 @@ class OnnxRuntime(Runtime):
                 return {}, [Note(text=text, level=Level.WARNING)]
             given = run(fused, names, {value.name: feeds[value.name] for value in fused.get_inputs()})
             for a, b in zip(wanted, given, strict=True):
-                worst = max(worst, float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-6)))
+                worst = float(np.maximum(worst, np.abs(a - b).max() / max(np.abs(a).max(), 1e-6)))  # a NaN stays one
         if not worst <= FUSION_TOLERANCE:
             raise StepError(
                 f"the fused model's outputs differ from the unfused by {worst:.2g} of their largest value, at most"

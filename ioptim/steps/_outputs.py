@@ -85,6 +85,8 @@ def largest_difference(outputs: Sequence[Outputs], reference: Sequence[Outputs])
     Raises:
         StepError: an output is missing or has another shape.
     """
+    import numpy as np
+
     found: dict[str, tuple[float, float]] = {}
     for got, wanted in zip(outputs, reference, strict=True):
         for name, value in wanted.items():
@@ -93,7 +95,8 @@ def largest_difference(outputs: Sequence[Outputs], reference: Sequence[Outputs])
             if got[name].shape != value.shape:
                 raise StepError(f"the output {name!r} has the shape {list(got[name].shape)}; it was {list(value.shape)} before")
             difference, largest = found.get(name, (0.0, 0.0))
-            found[name] = (max(difference, _largest(got[name] - value)), max(largest, _largest(value)))
+            # numpy's maximum: a NaN stays one, and is then within no tolerance.
+            found[name] = (float(np.maximum(difference, _largest(got[name] - value))), float(np.maximum(largest, _largest(value))))
     return found
 
 
