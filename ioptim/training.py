@@ -109,6 +109,8 @@ class Training:
         self.settings, self.folder, self.tell = settings, folder, tell
         self.place = PartialState(cpu=settings.cpu)
         self.trained = torch.nn.ModuleList([module, *extra]).to(self.place.device)
+        for parameter in self.trained.parameters():  # what is saved of the optimizer has the parameter's layout; safetensors has one
+            parameter.data = parameter.data.contiguous()
         for other in still:
             other.to(self.place.device)
         # Fused: one pass over the memory of the embedding table in place of a dozen, a third of the time of a small model's step.
@@ -159,7 +161,7 @@ class Training:
             if not evaluated and self.progress.step % drawn == 0:
                 self._point(None)
             self._report(value)
-            if last or self.progress.since_best > self.settings.patience:
+            if last or self.progress.since_best >= self.settings.patience:
                 self.progress.ended = self._why(last)
                 return
             between_updates = self.progress.step % self.settings.accumulate == 0  # gradients are not saved

@@ -63,6 +63,32 @@ def weights(module: Any) -> list[float]:
     return [float(value) for parameter in module.parameters() for value in parameter.detach().flatten()]
 
 
+def test_weights_that_lie_otherwise_in_memory_are_saved_and_restored(tmp_path: Path) -> None:
+    def network() -> Any:
+        torch.manual_seed(1)
+        return torch.nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    draw = torch.randn(4, 2, 2, 5, 5, generator=torch.Generator().manual_seed(2))
+
+    def train(folder: Path, ends_at: int | None) -> Any:
+        module, seen = network(), iter(range(100))
+
+        def loss(index: int, batch: Any) -> Any:
+            if next(seen) == ends_at:
+                raise KeyboardInterrupt
+            return module(batch).square().mean()
+
+        settings = replace(SETTINGS, accumulate=1, evaluations=4)
+        task = Training(module, draw, loss, lambda: 0.0, lambda epoch: range(4), settings, folder, lambda done, text: None)
+        task.run()
+        return module
+
+    whole = train(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", 6)
+    assert weights(train(tmp_path / "killed", None)) == weights(whole)
+
+
 def test_learns_and_keeps_the_best(tmp_path: Path) -> None:
     task = Regression()
     before = task.quality()
@@ -136,7 +162,7 @@ def test_ends_when_nothing_gets_better(tmp_path: Path) -> None:
     values = iter([0.1, 0.5, *[0.4] * 50])
     settings = Settings(**{**SETTINGS.__dict__, "epochs": 50, "patience": 3})
     progress = Regression().train(tmp_path, settings, quality=lambda: next(values))
-    assert progress.ended == "no better in 4 evaluations"
+    assert progress.ended == "no better in 3 evaluations"
     assert (progress.best, progress.best_step) == (0.5, 10)
 
 

@@ -35,9 +35,11 @@ class Table(Frozen):
         return len({tuple(map(_content, row)) for row in zip(*self.columns.values(), strict=True)})
 
     def split(self, held_out: int, seed: int) -> tuple[Table, Table]:
-        """The rows without some drawn at random, and those; both in their order."""
-        drawn = set(random.Random(seed).sample(range(len(self)), held_out))
-        parts = [i for i in range(len(self)) if i not in drawn], sorted(drawn)
+        """The rows without some drawn at random and without what repeats these, and those; both in their order."""
+        contents = [tuple(map(_content, row)) for row in zip(*self.columns.values(), strict=True)]
+        drawn = sorted(random.Random(seed).sample(range(len(self)), held_out))
+        seen = {contents[i] for i in drawn}
+        parts = [i for i in range(len(self)) if contents[i] not in seen], drawn
         kept, held = ({name: [column[i] for i in part] for name, column in self.columns.items()} for part in parts)
         names = [tuple(self.rows[i] for i in part) for part in parts]
         return Table(columns=kept, rows=names[0], origin=self.origin), Table(columns=held, rows=names[1], origin=self.origin)

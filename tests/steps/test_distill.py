@@ -22,7 +22,7 @@ from ioptim.steps.distill import Distill, Losses, Student, answers, losses
 from ioptim.steps.distill.curves import curves
 from ioptim.steps.distill.objective import Objective
 from ioptim.steps.distill.rows import Rows as Batches
-from ioptim.steps.distill.rows import _correlation
+from ioptim.steps.distill.rows import _correlation, alike
 from ioptim.steps.distill.student import Pair, Side
 from ioptim.tasks.image_classification import ImageClassification
 from ioptim.tasks.text_classification import TextClassification
@@ -224,6 +224,26 @@ def test_a_split_is_the_same_for_the_same_seed_and_loses_no_row() -> None:
     assert sorted(kept.rows + held.rows) == sorted(table.rows) and len(held) == 3
     assert (kept, held) == table.split(3, seed=1) != table.split(3, seed=2)
     assert [int(row) for row in held.rows] == held.columns["seed"]
+
+
+def test_what_repeats_a_held_out_row_is_not_trained_on() -> None:
+    texts = ["a", "b"] * 6
+    table = Table(columns={"sentence": texts}, rows=tuple(map(str, range(12))), origin="t")
+    kept, held = table.split(1, seed=0)
+    assert len(held) == 1 and len(kept) == 6 and not {*kept.columns["sentence"]} & {*held.columns["sentence"]}
+
+
+@pytest.mark.parametrize(("rows_", "sizes"), [(3, [3]), (4, [4]), (5, [5]), (8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2])])
+def test_every_row_is_in_one_batch_and_none_is_alone(rows_: int, sizes: list[int]) -> None:
+    np = pytest.importorskip("numpy")
+    batches = alike([{"input_ids": np.zeros((1, 1 + i % 3))} for i in range(rows_)], 4, seed=0)
+    assert [len(batch) for batch in batches] == sizes
+    assert sorted(place for batch in batches for place in batch) == list(range(rows_))
+
+
+@pytest.mark.parametrize(("students", "teachers", "expected"), [(3, 6, (1, 3, 5)), (2, 2, (0, 1)), (4, 2, (0, 0, 1, 1))])
+def test_layers_are_compared_evenly(students: int, teachers: int, expected: tuple[int, ...]) -> None:
+    assert losses.matched(students, teachers) == expected
 
 
 # What it cannot do
@@ -559,6 +579,8 @@ def test_the_device_and_the_processes_are_what_the_machine_has() -> None:
     two = where().model_copy(update={"hardware": HARDWARE.model_copy(update={"gpus": (gpu, gpu)})})
     resolved = Distill(student=Student(layers=1)).resolve(two)
     assert (resolved.device, resolved.processes, resolved.precision) == ("gpu", 2, "bf16")
+    new = where().model_copy(update={"hardware": HARDWARE.model_copy(update={"gpus": ({**gpu, "compute_capability": "12.0"},)})})
+    assert Distill(student=Student(layers=1)).resolve(new).precision == "bf16"
     old = where().model_copy(update={"hardware": HARDWARE.model_copy(update={"gpus": ({**gpu, "compute_capability": "7.5"},)})})
     assert Distill(student=Student(layers=1)).resolve(old).precision == "fp32"
 

@@ -261,4 +261,4 @@ class Distill(Step):
 
 def _has_bf16(gpu: Mapping[str, Any]) -> bool:
     """Products in bfloat16 came with compute capability 8.0."""
-    return str(gpu.get("compute_capability", "0")) >= "8"
+    return int(str(gpu.get("compute_capability") or 0).partition(".")[0]) >= 8

@@ -81,7 +81,7 @@ def attention(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], 
 
 def matched(students: int, teachers: int) -> tuple[int, ...]:
     """For each of the student's layers the teacher's that it is compared with: evenly, the last with the last."""
-    return tuple(round((i + 1) * teachers / students) - 1 for i in range(students))
+    return tuple(max(0, round((i + 1) * teachers / students) - 1) for i in range(students))
 
 
 def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ class Rows:
             task = task.model_copy(update={"max_length": min(longest, *(limit(side.artifact) for side in (pair.teacher, pair.student)))})
         examples = list(task.examples(table, model))
         classes = task.class_ids(table, model) if labels else None
-        places = _alike(examples, batch_size, seed)
+        places = alike(examples, batch_size, seed)
         batches = _Batches(examples, places, lambda chosen: task.collate(chosen, model), classes)
         return cls(table, len(table), batches, places)
 
@@ -132,7 +132,7 @@ def _each(batches: Sequence[Any]) -> Iterator[Any]:
     return (batches[i] for i in range(len(batches)))
 
 
-def _alike(examples: Sequence[Feeds], batch_size: int, seed: int) -> list[list[int]]:
+def alike(examples: Sequence[Feeds], batch_size: int, seed: int) -> list[list[int]]:
     """Places of the examples of each batch: sorted by size, so that little is padded; among those of one size, drawn.
 
     Nobody is left alone in the last batch: a normalization over the batch would have nothing to go by.
@@ -141,7 +141,8 @@ def _alike(examples: Sequence[Feeds], batch_size: int, seed: int) -> list[list[i
     by_size = sorted(range(len(examples)), key=lambda i: (next(iter(examples[i].values())).size, draw.random()))
     batches = [by_size[start : start + batch_size] for start in range(0, len(by_size), batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2] += batches.pop()
+        alone = batches.pop()
+        batches[-1] += alone
     return batches
 
 
