@@ -76,6 +76,10 @@ def save_module(
     if loader["kind"] == "transformers":
         save_checkpoint(module, folder, model.entry)
         assets.append(CONFIG)
+        for name in model.files if loader.get("remote_code") else ():
+            if name.endswith(".py"):
+                shutil.copyfile(model.path / name, folder / name)
+                assets.append(name)
     else:
         from safetensors.torch import save_model
 

@@ -108,8 +108,16 @@ class QAT(Step):
         progress = run.run()
         simulated.end()
         (ctx.out / "model").mkdir()
-        torch_model.save_checkpoint(pupil, ctx.out / "model", model.entry)
-        return self._outcome(model, progress, before, near.metric, batches.rows, simulated, run.per_epoch)
+        loader, assets = torch_model.save_module(pupil, model, ctx.out / "model")
+        written = Written(
+            format=Format.TORCH,
+            entry=model.entry,
+            inputs=model.inputs,
+            outputs=model.outputs,
+            assets=assets,
+            facts={**model.facts, "loader": loader},
+        )
+        return self._outcome(written, progress, before, near.metric, batches.rows, simulated, run.per_epoch)
 
     def _tables(self, ctx: Context) -> tuple[Table, Table]:
         """Rows to train on and rows to choose by."""
@@ -126,7 +134,7 @@ class QAT(Step):
 
     def _outcome(
         self,
-        model: ModelArtifact,
+        written: Written,
         progress: Progress,
         before: float,
         metric: str,
@@ -150,14 +158,7 @@ class QAT(Step):
         if "not a number" in progress.ended:
             notes.append(Note(text=progress.ended, level=Level.WARNING))
         return Outcome(
-            written=Written(
-                format=Format.TORCH,
-                entry=model.entry,
-                inputs=model.inputs,
-                outputs=model.outputs,
-                assets=("config.json",),
-                facts=dict(model.facts),
-            ),
+            written=written,
             metrics={
                 f"dev_{metric}": after,
                 f"dev_{metric}_before": before,

@@ -203,9 +203,9 @@ class Prune(Step):
         costs = graph.costs({name: each for name, (_, each) in done.work.by_layer.items()})
         gone = channels.chosen(graph.groups, values, self.channels, costs, self._comparable)
         graph.cut(gone)
-        if self.channels.recalibrate and (count := graph.recalibrate(rows.feeds)):
-            text = f"channels: {count} batch normalizations were measured anew on {len(rows.feeds)} training rows"
-            done.notes.append(Note(text=text))
+        count, used = graph.recalibrate(rows.feeds) if self.channels.recalibrate else (0, 0)
+        if count:
+            done.notes.append(Note(text=f"channels: {count} batch normalizations were measured anew on {used} training rows"))
         for group in graph.groups:
             left = [i for i in range(group.width) if i not in set(gone.get(group.name, ()))]
             done.removed.append((" + ".join(group.layers), "channels", group.width, len(left), share(values[group.name], left)))

@@ -164,7 +164,7 @@ class Graph:
                 name=names[0],
                 layers=tuple(names),
                 width=width,
-                parts=math.lcm(1, *(_parts(item.dep.target.module, made=item in made) for item in items)),
+                parts=math.lcm(1, *(_parts(item.dep.target.module) for item in items)),
                 normalized=any(isinstance(one, torch.nn.LayerNorm | torch.nn.GroupNorm) for one in targets),
                 readers={
                     self.names[id(item.dep.target.module)]: (item.idxs, item.root_idxs)
@@ -204,8 +204,8 @@ class Graph:
         layer = self.modules[name]
         return int(getattr(layer, "in_channels", None) or layer.in_features)
 
-    def recalibrate(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> int:
-        """Measure the means and variances of every batch normalization anew; how many there are. Nothing else changes.
+    def recalibrate(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> tuple[int, int]:
+        """Measure the means and variances of every batch normalization anew: of how many, on how many rows. Nothing else changes.
 
         What a normalization is fed with has changed with the channels before it, so that its statistics are of another model.
         """
@@ -213,18 +213,21 @@ class Graph:
 
         norms = [child for child in self.modules.values() if isinstance(child, torch.nn.modules.batchnorm._BatchNorm)]
         norms = [norm for norm in norms if norm.track_running_stats]
+        chunks = list(joined(batches)) if norms else []
+        if not chunks:
+            return 0, 0
         kept = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches, each as good as the others
             norm.train()
         with torch.no_grad():
-            for feeds in _joined(batches) if norms else ():
+            for feeds in chunks:
                 self.module(**feeds)
         for norm, momentum in zip(norms, kept, strict=True):
             norm.momentum = momentum
             norm.eval()
-        return len(norms)
+        return len(norms), sum(len(next(iter(feeds.values()))) for feeds in chunks)
 
     def _items(self, group: Group, channels: Sequence[int]) -> Any:
         return self.graph.get_pruning_group(group.root, self.graph.get_pruner_of_module(group.root).prune_out_channels, list(channels))
@@ -334,14 +337,19 @@ def _kept(group: Group, share: float, wanted: Channels) -> int:
     return min(group.width, max(1, math.floor(asked / multiple + 0.5)) * multiple)
 
 
-def _joined(batches: Sequence[Mapping[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
-    """Rows of one size as batches of `RECALIBRATED` rows: a variance is of a batch."""
+def joined(batches: Sequence[Mapping[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+    """Rows of one size as nearly equal batches of at most `RECALIBRATED`: a variance is of a batch, and the mean is over batches. A row
+    that is alone of its size has none."""
     import torch
 
-    for start in range(0, len(batches), RECALIBRATED):
-        rows = batches[start : start + RECALIBRATED]
-        alike = [row for row in rows if all(row[name].shape == rows[0][name].shape for name in row)]
-        yield {name: torch.cat([row[name] for row in alike]) for name in alike[0]}
+    alike: dict[Any, list[Mapping[str, torch.Tensor]]] = {}
+    for row in batches:
+        alike.setdefault(tuple((name, value.shape) for name, value in row.items()), []).append(row)
+    for rows in alike.values():
+        count = math.ceil(len(rows) / RECALIBRATED)
+        for part in (rows[i::count] for i in range(count)):
+            if len(part) > 1:
+                yield {name: torch.cat([row[name] for row in part]) for name in part[0]}
 
 
 def _is_layer(child: Any) -> bool:
@@ -350,7 +358,7 @@ def _is_layer(child: Any) -> bool:
     return isinstance(child, torch.nn.modules.conv._ConvNd | torch.nn.Linear)
 
 
-def _parts(child: Any, made: bool) -> int:
+def _parts(child: Any) -> int:
     """Equal runs that this module divides its channels into. A depthwise convolution follows channel by channel."""
     import torch
 

@@ -19,7 +19,7 @@ from ioptim.core.step import Where
 from ioptim.errors import StepError
 from ioptim.runtimes.onnxruntime import OnnxRuntime
 from ioptim.steps.prune import Prune
-from ioptim.steps.prune.channels import Channels, Group, chosen, vector_width
+from ioptim.steps.prune.channels import Channels, Group, chosen, joined, vector_width
 from ioptim.tasks.image_classification import ImageClassification
 from tests.steps.conftest import HARDWARE
 
@@ -123,6 +123,16 @@ def test_channels_that_say_nothing_are_those_that_go(own: Own, prune: Run, impor
     assert outcome.notes[0].text == (
         "channels: 4 of 5 groups of layers stay whole (ratio and round_to): stem, branch, merge, head"
     )
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("rows", "sizes"), [(1, []), (2, [2]), (64, [64]), (65, [33, 32]), (129, [43, 43, 43])])
+def test_statistics_are_of_batches_of_like_size(rows: int, sizes: list[int]) -> None:
+    import torch
+
+    other = {"image": torch.zeros(1, 1, 4, 4)}
+    batches = list(joined([*({"image": torch.zeros(1, 1, 8, 8)} for _ in range(rows)), other]))
+    assert [len(batch["image"]) for batch in batches] == sizes
 
 
 def group(name: str, width: int, parts: int = 1) -> Group:
