@@ -56,7 +56,12 @@ class Rows:
 
     def quality(self, task: Task, pair: Pair) -> Quality:
         """By the task's headline metric where the rows have what it needs, else by closeness to the teacher."""
-        return Quality(self, task, pair)
+        if set(task.columns) <= set(self.table.columns):
+            return _by_task(self, task, pair)
+        theirs = _vectors(self, task, pair.teacher)
+        if theirs.shape[1] == _vectors(self, task, pair.student).shape[1]:
+            return Quality("cosine_to_teacher", lambda: _cosine(_vectors(self, task, pair.student), theirs))
+        return Quality("similarities_as_teacher", lambda: _correlation(_vectors(self, task, pair.student), theirs))
 
 
 class _Batches(Sequence[Any]):
@@ -79,53 +84,56 @@ class _Batches(Sequence[Any]):
         return {name: torch.from_numpy(array) for name, array in feeds.items()}, labels
 
 
+@dataclass(frozen=True)
 class Quality:
-    """Called, it says how good the student is on the rows; higher is better. `metric` is what the number means."""
+    """Called, it says how good the student is on the rows now; higher is better. `metric` is what the number means."""
 
-    def __init__(self, rows: Rows, task: Task, pair: Pair) -> None:
-        self.rows, self.task, self.pair = rows, task, pair
-        self.by_task = set(task.columns) <= set(rows.table.columns)
-        headline = task.metrics[0]
-        self.metric = headline.name if self.by_task else "cosine_to_teacher"
-        self.sign = 1.0 if headline.higher_is_better or not self.by_task else -1.0
-        self.reference = None if self.by_task else self._vectors(pair.teacher)
-        if self.reference is not None and self.reference.shape[1] != self._vectors(pair.student).shape[1]:
-            self.metric = "similarities_as_teacher"
+    metric: str
+    measure: Callable[[], float]
 
     def __call__(self) -> float:
-        if self.reference is None:
-            answers = self._answers(self.pair.student)
-            return self.sign * fmean(self.task.score(answers, self.rows.table, self.pair.teacher.artifact)[self.metric])
-        mine = self._vectors(self.pair.student)
-        return _cosine(mine, self.reference) if self.metric == "cosine_to_teacher" else _correlation(mine, self.reference)
+        return self.measure()
 
-    def _vectors(self, side: Side) -> Any:
-        """(examples, width): logits, or tokens' vectors as the task pools them."""
-        import numpy as np
 
-        first = getattr(self.task, "pooling", "mean") == "cls"
-        outputs = [answer[self.task.output][0] for answer in self._answers(side)]
-        return np.stack([array if array.ndim == 1 else array[0] if first else array.mean(axis=0) for array in outputs])
+def _by_task(rows: Rows, task: Task, pair: Pair) -> Quality:
+    headline = task.metrics[0]
+    sign = 1.0 if headline.higher_is_better else -1.0
 
-    def _answers(self, side: Side) -> list[dict[str, Any]]:
-        """The output that the task reads, example by example, without padding."""
-        import torch
-        from accelerate.utils import send_to_device
+    def measure() -> float:
+        answers = _answers(rows, task, pair.student)
+        return sign * fmean(task.score(answers, rows.table, pair.teacher.artifact)[headline.name])
 
-        from ioptim.torch_model import named_outputs
+    return Quality(headline.name, measure)
 
-        answers: list[dict[str, Any]] = [{} for _ in range(sum(map(len, self.rows.places)))]
-        side.module.eval()
-        device = next(side.module.parameters()).device
-        with torch.inference_mode():
-            for places, (feeds, _) in zip(self.rows.places, _each(self.rows.batches), strict=True):
-                result = side.answer(send_to_device(feeds, device))
-                output = named_outputs(result, side.artifact.outputs)[self.task.output].float().cpu().numpy()
-                lengths = feeds["attention_mask"].sum(1).tolist() if output.ndim == 3 and "attention_mask" in feeds else None
-                for row, place in enumerate(places):
-                    one = output[row : row + 1]
-                    answers[place] = {self.task.output: one[:, : lengths[row]] if lengths else one}
-        return answers
+
+def _vectors(rows: Rows, task: Task, side: Side) -> Any:
+    """(examples, width): logits, or tokens' vectors as the task pools them."""
+    import numpy as np
+
+    first = getattr(task, "pooling", "mean") == "cls"
+    outputs = [answer[task.output][0] for answer in _answers(rows, task, side)]
+    return np.stack([array if array.ndim == 1 else array[0] if first else array.mean(axis=0) for array in outputs])
+
+
+def _answers(rows: Rows, task: Task, side: Side) -> list[dict[str, Any]]:
+    """The output that the task reads, example by example, without padding."""
+    import torch
+    from accelerate.utils import send_to_device
+
+    from ioptim.torch_model import named_outputs
+
+    answers: list[dict[str, Any]] = [{} for _ in range(sum(map(len, rows.places)))]
+    side.module.eval()
+    device = next(side.module.parameters()).device
+    with torch.inference_mode():
+        for places, (feeds, _) in zip(rows.places, _each(rows.batches), strict=True):
+            result = side.answer(send_to_device(feeds, device))
+            output = named_outputs(result, side.artifact.outputs)[task.output].float().cpu().numpy()
+            lengths = feeds["attention_mask"].sum(1).tolist() if output.ndim == 3 and "attention_mask" in feeds else None
+            for row, place in enumerate(places):
+                one = output[row : row + 1]
+                answers[place] = {task.output: one[:, : lengths[row]] if lengths else one}
+    return answers
 
 
 def _each(batches: Sequence[Any]) -> Iterator[Any]:
