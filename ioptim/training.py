@@ -238,7 +238,10 @@ class Training:
             yield from mine[skip if epoch == first else 0 :]
 
     def _evaluate(self) -> bool:
-        """Look at the dev rows, keep the weights where they are the best so far; False where the quality is not a number."""
+        """Look at the dev rows, keep the weights where none were better; False where the quality is not a number.
+
+        Few dev rows make equals: of these the later are kept, for they were trained longer, and patience goes on counting.
+        """
         self.module.eval()
         quality, _ = self._agreed(self.quality(), 0.0)
         self.module.train()
@@ -246,12 +249,12 @@ class Training:
             return False
         progress = self.progress
         self._point(quality)
-        if progress.best is None or quality > progress.best:
-            progress.best, progress.best_step, progress.since_best = quality, progress.step, 0
+        before = progress.best
+        progress.since_best = 0 if before is None or quality > before else progress.since_best + 1
+        if before is None or quality >= before:
+            progress.best, progress.best_step = quality, progress.step
             if self.place.is_main_process:
                 _write(self._best(), _owned(self.module))
-        else:
-            progress.since_best += 1
         return True
 
     def _point(self, quality: float | None) -> None:

@@ -166,6 +166,13 @@ def test_ends_when_nothing_gets_better(tmp_path: Path) -> None:
     assert (progress.best, progress.best_step) == (0.5, 10)
 
 
+def test_of_equals_the_later_is_kept(tmp_path: Path) -> None:
+    values = iter([0.1, 0.5, 0.5, 0.4, 0.5])
+    settings = Settings(**{**SETTINGS.__dict__, "epochs": 50, "patience": 3})
+    progress = Regression().train(tmp_path, settings, quality=lambda: next(values))
+    assert (progress.ended, progress.best_step) == ("no better in 3 evaluations", 25)
+
+
 def test_ends_with_the_time(tmp_path: Path) -> None:
     settings = Settings(**{**SETTINGS.__dict__, "epochs": 10_000, "max_minutes": 0.005, "patience": 10_000})
     progress = Regression().train(tmp_path, settings)
