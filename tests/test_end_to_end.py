@@ -377,6 +377,20 @@ def test_bert_sst2_fast_is_killed_in_training_and_goes_on(tmp_path: Path, shared
     assert 0.6 < steps["validate"]["subjects"]["compile"]["accuracy"] <= 1
 
 
+def test_bert_sst2_fastest(tmp_path: Path, shared: Path) -> None:
+    rows = shared / "data" / "sst2"
+    sources = {"model.source": shared / "models" / "minilm-sst2", "data.training.source": rows, "data.validation.source": rows}
+    settings = [f"--set={key}={value}" for key, value in sources.items()]
+    settings += ["--set=data.validation.split=test", "--set=data.validation.limit=100", "--set=data.training.limit=800"]
+    settings += ["--set=steps.distill.held_out=100", "--set=steps.distill.epochs=1", "--set=steps.validate.gates.accuracy.max_drop=0.6"]
+    settings += ["--set=steps.benchmark.gates.latency_p50_ms.min_speedup=0.01"]
+    steps = {step["id"]: step for step in run(tmp_path, "recipes/bert-sst2-fastest.yaml", *settings, *QUICK, *LOCAL)["steps"]}
+    trained = steps["distill"]["metrics"]
+    assert (trained["layers"], trained["feed_forward"]) == (2, 1280)
+    sizes = steps["benchmark"]["subjects"]
+    assert sizes["compile"]["size_bytes"] < 0.12 * sizes["source"]["size_bytes"]
+
+
 @needs_encoder
 def test_bert_embed_fast(tmp_path: Path) -> None:
     """A sentence encoder learns from texts that nobody has labelled."""
