@@ -6,7 +6,7 @@
 `sst2` is a BERT classifier, its quality the accuracy on test.tsv; `retrieval` the sentence encoder all-MiniLM-L6-v2, its quality nDCG@10 on
 `builtin:retrieval`. Batch 1 and batch 32 at natural lengths, 2 threads. Optimum and Olive get environments of their own in DIR; ONNX
 Runtime, OpenVINO, NNCF and torch are those of this environment; Olive has no example for a sentence encoder. ioptim's models are what its
-recipes leave in DIR's store (a training of 20 to 28 minutes each for those that distil; a second call takes them from the store). Every
+recipes leave in DIR's store (a training of up to 28 minutes each for those that distil; a second call takes them from the store). Every
 model is then opened by its library alone, in a process of its own with the library's default options (`plain_session.py`): no line of
 ioptim runs while anything is timed. The processes take turns, one awake at a time, in rounds of alternating order; a ratio is taken within
 a round.
