@@ -226,8 +226,8 @@ def _padding_mask(graph: _Editable, name: str) -> tuple[str, float] | None:
     import numpy as np
 
     ids = {node.input[1] for node in graph.graph.node if node.op_type == "Gather" and node.input[0] in graph.initializers}
-    candidates, lowest, seen = graph.values_read(name) - ids, 0.0, 0
-    if len(candidates) != 1 or len(graph.values_read(name)) != 1:
+    candidates, lowest, seen = graph.values_read(name), 0.0, 0
+    if len(candidates) != 1 or candidates & ids:
         return None
     for feeds, value in graph.trials(name, MASK_SHAPES):
         seen += 1

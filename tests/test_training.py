@@ -66,7 +66,7 @@ def weights(module: Any) -> list[float]:
 def test_weights_that_lie_otherwise_in_memory_are_saved_and_restored(tmp_path: Path) -> None:
     def network() -> Any:
         torch.manual_seed(1)
-        return torch.nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return torch.nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last)
 
     draw = torch.randn(4, 2, 2, 5, 5, generator=torch.Generator().manual_seed(2))
 
