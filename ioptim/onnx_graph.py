@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ioptim.errors import StepError
 from ioptim.onnx_canonical import canonicalize
+from ioptim.onnx_padding import SWITCH, read_masks
 from ioptim.onnx_tokens import narrow
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
 
 
 def count_ops(path: Path) -> dict[str, int]:
-    """Number of nodes by operator type, the bodies of If and Loop included; the weights are not read."""
-    counts = Counter(node.op_type for node in _nodes(load_graph(path, weights=False).graph))
+    """Number of nodes by operator type, counted as `nodes_of` finds them; the weights are not read."""
+    counts = Counter(node.op_type for node in nodes_of(load_graph(path, weights=False).graph))
     return dict(sorted(counts.items()))
 
 
@@ -97,7 +98,8 @@ def fuse_transformer(
 
     On the CPU two things differ from what ONNX Runtime does for every device: normalization is not fused with the sum before it, nor
     gelu with its bias (`LOSING_FUSIONS`), and where one token alone is read, the last layer computes that token alone
-    (`ioptim.onnx_tokens`): one Attention is then a MultiHeadAttention.
+    (`ioptim.onnx_tokens`): one Attention is then a MultiHeadAttention. On every device attention reads the mask itself, where ONNX
+    Runtime's own fusions let it read the number of tokens (`ioptim.onnx_padding`).
 
     Args:
         model_type: an optimizer of ONNX Runtime; `bert` serves encoders of BERT's kind and vision transformers.
@@ -128,6 +130,7 @@ def fuse_transformer(
     if all(opset.domain != "com.microsoft" for opset in model.opset_import):
         model.opset_import.add(domain="com.microsoft", version=1)
     del model.graph.value_info[:]  # shapes of values that are gone; kept, they contradict the ones inferred later
+    read_masks(model)
     narrowed = narrow(model) if cpu else 0
     after = Counter(node.op_type for node in model.graph.node)
     counts = {op: after[op] - before[op] for op in FUSED_OPS if after[op] > before[op]}
@@ -142,20 +145,27 @@ def keep_apart(path: Path) -> None:
     Whoever opens the file with ONNX Runtime's default options would else have them fused again, and lose what compiling won.
     """
     model = load_graph(path)
-    normalized = {node.input[0] for node in model.graph.node if node.op_type == "LayerNormalization"}
-    sums = [node for node in model.graph.node if node.op_type == "Add" and node.output[0] in normalized]
+    bodies = [attribute.g for node in model.graph.node for attribute in node.attribute if attribute.HasField("g")]
+    sums: list[onnx.NodeProto] = []
+    for graph in (model.graph, *bodies):
+        normalized = {node.input[0] for node in graph.node if node.op_type == "LayerNormalization"}
+        sums += [node for node in graph.node if node.op_type == "Add" and node.output[0] in normalized]
     for node in sums:
         node.op_type = "Sum"
     if sums:
         save_graph(model, path)
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def nodes_of(graph: onnx.GraphProto, *, both: bool = False) -> Iterator[onnx.NodeProto]:
+    """All nodes, the bodies of If and Loop included.
+
+    Of the two ways to compute that `remove_padding` leaves in a graph only the one with padding, unless `both` are wanted.
+    """
     for node in graph.node:
         yield node
         for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
+            if attribute.HasField("g") and (both or (node.name, attribute.name) != (SWITCH, "else_branch")):
+                yield from nodes_of(attribute.g, both=both)
 
 
 def _looks_like(path: Path) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ioptim.core.runtime import LayerRun, Operand, ProfiledRun
-from ioptim.onnx_graph import load_graph
+from ioptim.onnx_graph import load_graph, nodes_of
 from ioptim.runtimes._onnx_session import run
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     import onnx
 
 SUFFIX = "_kernel_time"
+
+CONTROL = ("If", "Loop", "Scan")
+"""Operators whose time is that of the nodes inside."""
+
+Event = Mapping[str, Any]
 
 
 class ProfiledOnnxSession:
@@ -42,48 +48,53 @@ class ProfiledOnnxSession:
         return read_trace(json.loads(written.read_text()), graph)
 
 
-def read_trace(events: Sequence[Mapping[str, Any]], graph: onnx.GraphProto) -> list[ProfiledRun]:
-    """The passes of a trace. Nodes whose place in the graph is not known (inside If and Loop) keep the operands the trace tells."""
+def read_trace(events: Sequence[Event], graph: onnx.GraphProto) -> list[ProfiledRun]:
+    """The passes of a trace. A node whose place in the graph is not known keeps the operands the trace tells.
+
+    If and Loop are not in it: their time is that of the nodes inside, which are.
+    """
     weights = {tensor.name: Operand(_numpy_name(tensor.data_type), tuple(tensor.dims), True) for tensor in graph.initializer}
     passes = sorted((event["ts"], event["dur"]) for event in events if event.get("name") == "model_run")
     found: list[list[LayerRun]] = [[] for _ in passes]
     values: list[dict[str, Operand]] = [{} for _ in passes]
     kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(SUFFIX)]
     kernels.sort(key=lambda event: event["ts"])
-    nodes = _nodes(kernels, graph)
+    node_of = _finder(kernels, graph)
     number = 0
     for event in kernels:
         while number + 1 < len(passes) and event["ts"] >= passes[number + 1][0]:
             number += 1
-        found[number].append(_layer(event, nodes, weights, values[number]))
+        if event["args"]["op_name"] not in CONTROL:
+            found[number].append(_layer(event, node_of(event), weights, values[number]))
     return [ProfiledRun(dur / 1e6, tuple(layers)) for (_, dur), layers in zip(passes, found, strict=True)]
 
 
-def _nodes(kernels: Sequence[Mapping[str, Any]], graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """Nodes of the graph by the index that the trace gives them: by their names, and where some have none, by their order.
+def _finder(kernels: Sequence[Event], graph: onnx.GraphProto) -> Callable[[Event], onnx.NodeProto | None]:
+    """What tells the node of an event: by its name, and where it has none of its own, by the order in which nodes run.
 
-    ONNX Runtime saves nodes in the order in which it runs them; should it not, operators do not agree and nothing is taken.
+    ONNX Runtime saves nodes in that order; should it not, or should it leave some out (bodies of If), operators do not agree and nothing is
+    taken.
     """
+    nodes = list(nodes_of(graph, both=True))
+    names = Counter(node.name for node in nodes)
+    named = {node.name: node for node in nodes if node.name and names[node.name] == 1}
     by_index = {event["args"]["node_index"]: event for event in reversed(kernels)}
-    named = {node.name: node for node in graph.node}
-    if len(named) == len(graph.node) and "" not in named:
-        found = {index: named.get(event["name"].removesuffix(SUFFIX)) for index, event in by_index.items()}
-        return {index: node for index, node in found.items() if node is not None}
     ordered = sorted(by_index.values(), key=lambda event: event["ts"])
-    if [event["args"]["op_name"] for event in ordered] != [node.op_type for node in graph.node]:
-        return {}
-    return {event["args"]["node_index"]: node for event, node in zip(ordered, graph.node, strict=True)}
+    agree = [event["args"]["op_name"] for event in ordered] == [node.op_type for node in nodes]
+    by_order = {event["args"]["node_index"]: node for event, node in zip(ordered, nodes, strict=False)} if agree else {}
+
+    def find(event: Event) -> onnx.NodeProto | None:
+        return named.get(event["name"].removesuffix(SUFFIX)) or by_order.get(event["args"]["node_index"])
+
+    return find
 
 
-def _layer(
-    event: Mapping[str, Any], nodes: Mapping[str, Any], weights: Mapping[str, Operand], values: dict[str, Operand]
-) -> LayerRun:
+def _layer(event: Event, node: onnx.NodeProto | None, weights: Mapping[str, Operand], values: dict[str, Operand]) -> LayerRun:
     """`values` are the operands computed so far in this pass; those of this node are added."""
     arguments = event["args"]
     name = event["name"].removesuffix(SUFFIX)
     told = _operands(arguments.get("input_type_shape", ()))
     outputs = _operands(arguments.get("output_type_shape", ()))
-    node = nodes.get(arguments["node_index"])
     inputs = told
     if node is not None and node.op_type == arguments["op_name"]:
         values.update(zip((output for output in node.output if output), outputs, strict=False))

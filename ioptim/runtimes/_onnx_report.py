@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ioptim.core.step import Level, Note, TableFigure
-from ioptim.onnx_graph import FUSED_OPS, load_graph
+from ioptim.onnx_graph import FUSED_OPS, load_graph, nodes_of
 
 INT8_OPS = (
     "QAttention",
@@ -23,7 +23,6 @@ INT8_OPS = (
 
 FLOAT_OPS = (
     "Attention",
-    "MultiHeadAttention",
     "MatMul",
     "FusedMatMul",
     "Gemm",
@@ -67,10 +66,11 @@ def products(path: Path) -> tuple[Counter[str], Counter[str]]:
     """Matrix products and convolutions with weights, by operator: those in int8 and those in float."""
     graph = load_graph(path, weights=False).graph
     weights = {tensor.name for tensor in graph.initializer}
-    for node in graph.node:  # weights may be dequantized, transposed or cast first
+    nodes = list(nodes_of(graph))
+    for node in nodes:  # weights may be dequantized, transposed or cast first
         if node.op_type in ("Constant", "DequantizeLinear", "Transpose", "Cast", "Identity") and set(node.input) <= weights | {""}:
             weights.update(node.output)
-    counted = [n for n in graph.node if n.op_type not in MAYBE_WEIGHTLESS or set(n.input) & weights]
+    counted = [n for n in nodes if n.op_type not in MAYBE_WEIGHTLESS or set(n.input) & weights]
     blocks = {n.name: any(a.name == "accuracy_level" and a.i == 4 for a in n.attribute) for n in counted if n.op_type == IN_BLOCKS}
     int8 = Counter(n.op_type for n in counted if n.op_type in INT8_OPS or blocks.get(n.name) is True)
     return int8, Counter(n.op_type for n in counted if n.op_type in FLOAT_OPS or blocks.get(n.name) is False)

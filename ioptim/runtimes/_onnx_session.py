@@ -20,8 +20,8 @@ class OnnxSession:
     def __init__(self, session: Any, model: ModelArtifact, facts: Mapping[str, Any]) -> None:
         self._session = session
         self._names = [value.name for value in session.get_outputs()]
-        self.inputs = model.inputs or tuple(_spec(value) for value in session.get_inputs())
-        self.outputs = model.outputs or tuple(_spec(value) for value in session.get_outputs())
+        self.inputs = model.inputs or tuple(spec_of(value) for value in session.get_inputs())
+        self.outputs = model.outputs or tuple(spec_of(value) for value in session.get_outputs())
         self.facts = facts
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -76,23 +76,9 @@ def nodes_by_provider(session: Any) -> dict[str, Counter[str]] | None:
     return found
 
 
-def _spec(value: Any) -> TensorSpec:
+def spec_of(value: Any) -> TensorSpec:
     """From `tensor(int64)` and ["batch", 3]."""
     names = {"float": "float32", "double": "float64"}
     kind = value.type.removeprefix("tensor(").removesuffix(")")
     shape = tuple(axis if isinstance(axis, int) else str(axis or f"axis_{i}") for i, axis in enumerate(value.shape))
     return TensorSpec(name=value.name, dtype=names.get(kind, kind), shape=shape)
-
-
-def random_feed(value: Any, sizes: tuple[int, int]) -> np.ndarray:
-    """Feeds that any transformer takes: zeros and ones for integers (the first column ones, so that no mask is empty)."""
-    import numpy as np
-
-    draw = np.random.default_rng(0)
-    spec = _spec(value)
-    shape = [axis if isinstance(axis, int) else sizes[0] if i == 0 else sizes[1] for i, axis in enumerate(spec.shape)]
-    if spec.dtype.startswith("float"):
-        return draw.standard_normal(shape).astype(spec.dtype)
-    values = draw.integers(0, 2, shape)
-    values[..., :1] = 1
-    return values.astype(spec.dtype)

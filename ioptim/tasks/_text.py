@@ -66,7 +66,7 @@ class TextTask(Task, ABC):
         return {name: np.concatenate([example[name] for example in padded]) for name in padded[0]}
 
     def dummy_feeds(self, model: ModelArtifact, batch: int, length: int) -> Feeds:
-        """Random tokens. In a batch, every other row has a padded tail, so that a graph that lost its mask shows."""
+        """Random tokens. In a batch, rows have a padded tail or head, so that a graph that lost its mask, or counts its tokens, shows."""
         import numpy as np
 
         tokens = _fixed_length(model) or length
@@ -74,6 +74,7 @@ class TextTask(Task, ABC):
         ids = draw.integers(0, _vocabulary(model), (batch, tokens))
         mask: np.ndarray = np.ones((batch, tokens), dtype=np.int64)
         mask[1::2, tokens - tokens // 4 :] = 0
+        mask[2::4, : tokens // 4] = 0
         every = {
             "input_ids": np.where(mask == 1, ids, _pad_id(model)),
             "attention_mask": mask,

@@ -13,6 +13,7 @@ from ioptim.core.artifact import Format, ModelArtifact, verify
 from ioptim.core.runtime import Target
 from ioptim.core.target import Hardware
 from ioptim.errors import StepError, UnavailableError
+from ioptim.onnx_graph import fuse_transformer
 from ioptim.runtimes import _onnx_report as report
 from ioptim.runtimes.onnxruntime import OnnxRuntime
 
@@ -117,17 +118,20 @@ def test_fusions_of_a_bert(bert: ModelArtifact, compiled: Callable, target_of: C
 
 @pytest.mark.integration
 def test_a_fused_and_quantized_model_is_taken_as_it_is(
-    bert: ModelArtifact, compiled: Callable, target_of: Callable[..., Target], tmp_path: Path  # type: ignore[type-arg]
+    bert: ModelArtifact,
+    compiled: Callable,
+    target_of: Callable[..., Target],
+    tmp_path: Path,  # type: ignore[type-arg]
 ) -> None:
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
     fused = tmp_path / "fused"
     fused.mkdir()
-    OnnxRuntime(graph_optimization="off").compile(bert, target_of(OnnxRuntime()), fused)
+    fuse_transformer(bert.model_path, fused / "model.onnx")
     quantize_dynamic(fused / "model.onnx", fused / "int8.onnx", extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})
     model = bert.model_copy(update={"path": fused, "entry": "int8.onnx"})
-    outcome, _, session = compiled(OnnxRuntime(), model)
+    outcome, _, session = compiled(OnnxRuntime(remove_padding=False), model)
     assert [note.text for note in outcome.notes] == [
         "the graph was fused before it was compiled; taken as it is",
         "all 8 products with weights run in int8: 6 DynamicQuantizeMatMul, 2 QAttention",

@@ -41,9 +41,7 @@ def test_only_inputs_that_the_model_has_are_fed(text_model: Make, table: Make) -
     assert list(feeds) == ["input_ids"]
     with pytest.raises(StepError) as caught:
         list(TASK.examples(table(sentence=["bad"], label=[0]), text_model(inputs=("input_ids", "images"))))
-    assert str(caught.value) == (
-        "the model asks for the inputs images; a text task feeds input_ids, attention_mask, token_type_ids"
-    )
+    assert str(caught.value) == ("the model asks for the inputs images; a text task feeds input_ids, attention_mask, token_type_ids")
 
 
 def test_long_texts_are_cut_and_counted(text_model: Make, table: Make) -> None:

@@ -14,7 +14,7 @@ from ioptim import timing
 from ioptim.core.artifact import Format, ModelArtifact
 from ioptim.core.runtime import LayerRun, ProfiledRun, ProfiledSession
 from ioptim.core.step import Context
-from ioptim.onnx_graph import load_graph
+from ioptim.onnx_graph import load_graph, nodes_of
 from ioptim.roofline import FLOAT32, INT8
 from ioptim.steps.profile.counts import count, size
 from ioptim.steps.profile.findings import Findings, Layer, Operator, Weights, affordable
@@ -149,8 +149,9 @@ def _weights(path: Path) -> list[Weights]:
     counts: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    reader = {name: node.op_type for node in reversed(graph.node) for name in node.input}
-    for node in graph.node:
+    nodes = list(nodes_of(graph))
+    reader = {name: node.op_type for node in reversed(nodes) for name in node.input}
+    for node in nodes:
         kind = reader.get(node.output[0], node.op_type) if node.op_type == "DequantizeLinear" else node.op_type
         own = [weights.pop(name) for name in node.input if name in weights]
         counts[kind] += bool(own)
@@ -160,4 +161,3 @@ def _weights(path: Path) -> list[Weights]:
             sizes[kind] += elements * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
     found = [Weights(kind, counts[kind], parameters[kind], sizes[kind]) for kind in counts if counts[kind]]
     return sorted(found, key=lambda group: -group.parameters)
-

@@ -1,0 +1,367 @@
+"""Padding in fused encoders: masks read as they are given, and no work on padding where there is much of it.
+
+Texts of a batch have different lengths and are padded to the longest. What computes token by token (products with weights,
+normalization, activation: most of an encoder's time) does not need the padding. `remove_padding` gathers the tokens that count of all
+texts, (batch, tokens, width) to (those, width), and gives attention, which must know what belongs together, its texts back. In batches of
+mixed lengths that saves up to half of the time; a text alone has no padding, and the gathering is in vain.
+
+Source: Zhai et al., ByteTransformer (arXiv:2210.03052), there for GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ioptim.onnx_tokens import TOKENS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+EMBEDDINGS = "EmbedLayerNormalization"
+EMBEDDINGS_MASK, MASK_INPUT = 7, {"Attention": 3, "QAttention": 5, "MultiHeadAttention": 4}
+"""Where the embeddings read a mask, and where an attention does."""
+
+SWITCH, WORTH_KEPT = "padding_switch", 0.85
+"""The node that decides between the two ways to compute, and the share of tokens that count from which on all are computed: gathering costs
+an int8 encoder of six layers some 12 % of its time at batch 1."""
+
+OPSET, FLOAT, BOOL, INT64 = 13, 1, 9, 7
+"""The first opset with all operators used here; data types of ONNX."""
+
+KEPT, PLACE = "padding_kept", "padding_place"
+"""Values that are added: where in a batch the tokens that count are, (those,), and which of them stands where, (batch, tokens)."""
+
+_ONE_INPUT = frozenset({"BiasGelu", "Cast", "Dropout", "Erf", "FastGelu", "Gelu", "Identity", "Relu", "Sigmoid", "Tanh"})
+"""Operators that read tokens at their first input and compute each number by itself."""
+
+_SEVERAL_INPUTS = frozenset({"Add", "Div", "Mul", "SkipLayerNormalization", "Sub", "Sum"})
+"""Operators that read tokens at one input or several, and what is the same for all tokens at the others."""
+
+_PRODUCTS = frozenset({"DynamicQuantizeMatMul", "MatMul", "MatMulInteger", "MatMulIntegerToFloat"})
+"""Products with a matrix of weights at the second input."""
+
+
+def read_masks(model: onnx.ModelProto) -> int:
+    """Let attention read the mask itself; returns how many read something else.
+
+    The fusions hand attention the number of tokens in place of the mask, which is right only where all padding is at the end: texts
+    that are padded on the left, or masked in the middle, would silently get answers made of other tokens.
+    """
+    changed, given = 0, {}
+    for node in model.graph.node:
+        if node.op_type == EMBEDDINGS and len(node.input) > EMBEDDINGS_MASK:
+            given[node.output[1]] = node.input[EMBEDDINGS_MASK]
+            del node.input[EMBEDDINGS_MASK:]
+    for node in model.graph.node:
+        place = MASK_INPUT.get(node.op_type, len(node.input))
+        if place < len(node.input) and node.input[place] in given:
+            node.input[place] = given[node.input[place]]
+            changed += 1
+    return changed
+
+
+@dataclass(frozen=True)
+class Removed:
+    """How many nodes compute only the tokens that count, in batches with much padding, and the input of the graph that says which count."""
+
+    nodes: int
+    mask: str
+
+
+def remove_padding(model: onnx.ModelProto) -> Removed | None:
+    """Rewrite the graph in place so that batches with much padding compute the other tokens alone.
+
+    The graph decides at every call (`SWITCH`): where at least `WORTH_KEPT` of a batch counts it computes everything as it did, else only
+    the tokens that count. Weights are there once. What the outputs hold at padding is then 0.
+
+    Expects attention fused to `Attention` or `QAttention` (com.microsoft) that reads the mask itself (`read_masks`), and inputs of (batch,
+    tokens) with both free. Else, and where they read several masks, nothing is changed. Whoever calls compares outputs: ranks are not
+    known here, so what is token by token is told from the operators alone.
+    """
+    attentions = [node for node in model.graph.node if node.op_type in ("Attention", "QAttention")]
+    masks = {node.input[MASK_INPUT[node.op_type]] if len(node.input) > MASK_INPUT[node.op_type] else "" for node in attentions}
+    lengths = {name for node in model.graph.node if EMBEDDINGS in node.op_type for name in node.output[1:]}
+    if len(masks) != 1 or masks <= {"", *lengths} or not all(_is_plain(model, node) for node in attentions):
+        return None
+    (mask,) = masks
+    inputs = [value.name for value in model.graph.input if value.name not in {tensor.name for tensor in model.graph.initializer}]
+    made_of = {name for node in _ancestors(model.graph.node, mask) for name in node.input} | {mask}
+    given = [name for name in inputs if name in made_of]
+    if len(given) != 1 or not all(_is_text(value) for value in model.graph.input if value.name in inputs) or _opset(model) < OPSET:
+        return None
+    packing = _Packing(model, mask, _texts(model, attentions))
+    for node in model.graph.node:
+        packing.take(node)
+    if not packing.count:
+        return None
+    _switch(model, mask, packing.finished())
+    return Removed(packing.count, given[0])
+
+
+def _is_text(value: onnx.ValueInfoProto) -> bool:
+    """Whether an input has two axes, batch and tokens, and both are free."""
+    shape = value.type.tensor_type.shape
+    return len(shape.dim) == 2 and not any(axis.HasField("dim_value") for axis in shape.dim)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
+
+
+def _switch(model: onnx.ModelProto, mask: str, packed: Sequence[onnx.NodeProto]) -> None:
+    """Put both ways to compute the graph into it: its nodes, and `packed`. What the mask is made of is before them."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    before = _ancestors(graph.node, mask)
+    made = {name for node in before for name in node.output}
+    bodies = {}
+    for name, nodes in (("padded", graph.node), ("packed", packed)):
+        own = [_copy(node) for node in nodes if not made & set(node.output)]
+        bodies[name] = _body(graph, name, own)
+    graph.initializer.append(numpy_helper.from_array(np.array(WORTH_KEPT, np.float32), "padding_worth"))
+    nodes = [
+        *map(_copy, before),
+        helper.make_node("Cast", [mask], ["padding_counts"], "padding_counts", to=BOOL),
+        helper.make_node("Cast", ["padding_counts"], ["padding_ones"], "padding_ones", to=FLOAT),
+        helper.make_node("ReduceMean", ["padding_ones"], ["padding_share"], "padding_share", keepdims=0),
+        helper.make_node("GreaterOrEqual", ["padding_share", "padding_worth"], ["padding_little"], "padding_little"),
+        helper.make_node(
+            "If",
+            ["padding_little"],
+            [value.name for value in graph.output],
+            SWITCH,
+            then_branch=bodies["padded"],
+            else_branch=bodies["packed"],
+        ),
+    ]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+
+
+def _ancestors(nodes: Sequence[onnx.NodeProto], name: str) -> list[onnx.NodeProto]:
+    """The nodes that a value is made by, in order."""
+    wanted, found = {name}, []
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            wanted.update(node.input)
+            found.append(node)
+    return found[::-1]
+
+
+def _body(graph: onnx.GraphProto, name: str, nodes: list[onnx.NodeProto]) -> onnx.GraphProto:
+    """A branch that ends in the graph's outputs. Its values and nodes have names of their own: `packed/...`, and outputs `padded/...`."""
+    from onnx import helper
+
+    outputs = [value.name for value in graph.output]
+    for node in nodes:  # a profile knows nodes by their names
+        node.name = node.name or next(value for value in node.output if value)
+    produced = {value for node in nodes for value in node.output if value and (name == "packed" or value in outputs)}
+    for node in nodes:
+        node.input[:] = [f"{name}/{value}" if value in produced else value for value in node.input]
+        node.output[:] = [f"{name}/{value}" if value in produced else value for value in node.output]
+        node.name = f"{name}/{node.name}" if name == "packed" else node.name
+    ends = [_copy(value) for value in graph.output]
+    for value in ends:
+        value.name = f"{name}/{value.name}"
+    return helper.make_graph(nodes, name, [], ends)
+
+
+def _copy(proto: Any) -> Any:
+    """A protobuf message that lives on when the graph that held it is emptied."""
+    return type(proto).FromString(proto.SerializeToString())
+
+
+def _is_plain(model: onnx.ModelProto, attention: onnx.NodeProto) -> bool:
+    """Whether it looks at all tokens of its text and nothing else, with the weights of query, keys and values in one matrix."""
+    more = attention.input[4:] if attention.op_type == "Attention" else attention.input[8:]
+    other = {a.name for a in attention.attribute if (a.name in ("unidirectional", "do_rotary") and a.i) or a.name == "qkv_hidden_sizes"}
+    shape: Sequence[int] = next((tensor.dims for tensor in model.graph.initializer if tensor.name == attention.input[1]), ())
+    return not any(more) and not other and not any(attention.output[1:]) and len(shape) == 2 and shape[1] % 3 == 0
+
+
+def _texts(model: onnx.ModelProto, attentions: Sequence[onnx.NodeProto]) -> frozenset[str]:
+    """The values of (batch, tokens, width) that attention reads, before they are quantized for it."""
+    read = {node.input[0] for node in attentions}
+    quantized = {node.input[0] for node in model.graph.node if node.op_type == "DynamicQuantizeLinear" and node.output[0] in read}
+    return frozenset(read | quantized)
+
+
+@dataclass
+class _Packing:
+    """A graph that is written anew, node by node.
+
+    `packed` names, for a value of (batch, tokens, width), the one of (tokens that count, width) that goes on in its place; `whole` are
+    those of them that exist in whole texts too. `same` are values that all tokens share: scales and zero points.
+    """
+
+    model: onnx.ModelProto
+    mask: str
+    texts: Collection[str]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    packed: dict[str, str] = field(default_factory=dict)
+    whole: set[str] = field(default_factory=set)
+    same: set[str] = field(default_factory=set)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.weights = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        self.outputs = [value.name for value in self.model.graph.output]
+        self._index()
+
+    def take(self, original: onnx.NodeProto) -> None:
+        """Append the node, or what takes its place."""
+        node = _copy(original)
+        read = [name for name in node.input if name in self.packed]
+        if read and node.op_type in ("Attention", "QAttention"):
+            self._attend(node)
+        elif read and self._token_by_token(node):
+            self._take_packed(node)
+        elif read and self._cuts_tokens(node):
+            self._cut(node)
+        else:
+            for name in read:
+                self._unpack(name)
+            self.nodes.append(node)
+            if node.op_type == "Mul" and all(map(self._is_same, node.input)):
+                self.same.update(node.output)
+        for name in set(node.output) & set(self.texts) - self.packed.keys():
+            self._pack(name)
+
+    def finished(self) -> list[onnx.NodeProto]:
+        """The nodes in an order in which they can run, what leaves the graph in whole texts."""
+        for name in self.outputs:
+            if name in self.packed:
+                self._unpack(name)
+        return self.nodes
+
+    # Nodes
+
+    def _token_by_token(self, node: onnx.NodeProto) -> bool:
+        """Whether each token of the output depends on the same token of the inputs."""
+        match node.op_type:
+            case "DynamicQuantizeLinear":
+                return True
+            case "LayerNormalization":
+                return next((a.i for a in node.attribute if a.name == "axis"), -1) == -1
+            case op if op in _PRODUCTS:
+                matrix = self.weights.get(node.input[1])
+                return matrix is not None and len(matrix.dims) == 2 and all(map(self._is_same, node.input[2:]))
+            case op if op in _SEVERAL_INPUTS:
+                return all(name in self.packed or self._is_same(name) for name in node.input)
+            case op:
+                return op in _ONE_INPUT and all(map(self._is_same, node.input[1:]))
+
+    def _is_same(self, name: str) -> bool:
+        return not name or name in self.same or (name in self.weights and len(self.weights[name].dims) <= 1)
+
+    def _take_packed(self, node: onnx.NodeProto) -> None:
+        node.input[:] = [self.packed.get(name, name) for name in node.input]
+        name, node.output[0] = node.output[0], f"{node.output[0]}_packed"
+        self.packed[name] = node.name = node.output[0]
+        self.same.update(node.output[1:])  # of DynamicQuantizeLinear: one scale for all tokens
+        self.nodes.append(node)
+        self.count += 1
+
+    def _cuts_tokens(self, node: onnx.NodeProto) -> bool:
+        """Whether it takes tokens out of every text, by constants."""
+        from onnx import numpy_helper
+
+        constant = all(name in self.weights for name in node.input[1:])
+        if node.op_type == "Slice" and constant and len(node.input) > 3:
+            return bool(numpy_helper.to_array(self.weights[node.input[3]]).tolist() == [TOKENS])
+        return node.op_type == "Gather" and constant and any(a.name == "axis" and a.i == TOKENS for a in node.attribute)
+
+    def _cut(self, node: onnx.NodeProto) -> None:
+        """Cut the places of the tokens, and gather only those."""
+        name, tokens = node.output[0], self.packed[node.input[0]]
+        node.input[0], node.output[0], node.name = PLACE, f"{name}_place", f"{name}_place"
+        self.nodes.append(node)
+        self._add("Gather", [tokens, node.output[0]], name)
+
+    def _attend(self, node: onnx.NodeProto) -> None:
+        """Query, keys and values of the tokens that count, attention in whole texts, and again the tokens that count."""
+        import numpy as np
+        from onnx import helper
+
+        name, x, weight = node.output[0], self.packed[node.input[0]], node.input[1]
+        if node.op_type == "QAttention":
+            scale, weight_scale, _, zero, weight_zero = node.input[3:8]
+            summed = self._add(
+                "Cast", [self._add("MatMulInteger", [x, weight, zero, weight_zero], f"{name}_summed")], f"{name}_cast", to=FLOAT
+            )
+            product = self._add("Mul", [summed, self._add("Mul", [scale, weight_scale], f"{name}_scales")], f"{name}_product")
+        else:
+            product = self._add("MatMul", [x, weight], f"{name}_product")
+        states = self._add("Add", [product, node.input[2]], f"{name}_states") if node.input[2] else product
+        width = self.weights[weight].dims[1] // 3
+        thirds = self._constant(np.array([width] * 3))
+        parts = [f"{name}_{part}" for part in ("query", "key", "value")]
+        self.nodes.append(helper.make_node("Split", [states, thirds], [f"{part}_packed" for part in parts], f"{name}_split", axis=-1))
+        for part in parts:
+            self._add("Gather", [f"{part}_packed", PLACE], part)
+        kept = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in ("num_heads", "mask_filter_value", "scale")}
+        self._add("MultiHeadAttention", [*parts, "", self.mask], name, domain="com.microsoft", **kept)
+        self._pack(name)
+        self.count += 1
+
+    # From whole texts to the tokens that count, and back
+
+    def _index(self) -> None:
+        """Compute where the tokens that count are.
+
+        Each text's first token counts, masked or not, for a classifier reads it; and all of a text whose tokens are all masked, for then
+        attention reads all of them. Padding has the place of the token before it, whose values attention reads with the weight 0.
+        """
+        import numpy as np
+
+        zero, one = self._constant(np.array(0)), self._constant(np.array(1))
+        shape = self._add("Shape", [self.mask], "padding_shape")
+        tokens = self._add("Gather", [shape, one], "padding_tokens")
+        first = self._add("Equal", [self._add("Range", [zero, tokens, one], "padding_positions"), zero], "padding_first")
+        mask = self._add("Cast", [self.mask], "padding_mask", to=INT64)
+        total = self._add("ReduceSum", [mask, self._constant(np.array([TOKENS]))], "padding_total", keepdims=1)
+        anyway = self._add("Or", [first, self._add("Equal", [total, zero], "padding_empty")], "padding_anyway")
+        read = self._add("Or", [self._add("Cast", [mask], "padding_true", to=BOOL), anyway], "padding_read")
+        flat = self._add("Reshape", [read, self._constant(np.array([-1]))], "padding_flat")
+        self._add("Squeeze", [self._add("NonZero", [flat], "padding_found"), self._constant(np.array([0]))], KEPT)
+        ordinal = self._add("CumSum", [self._add("Cast", [flat], "padding_numbers", to=INT64), zero], "padding_ordinal")
+        before = self._add("Sub", [ordinal, one], "padding_before")
+        self._add("Reshape", [before, shape], PLACE)
+
+    def _pack(self, name: str) -> None:
+        self.packed[name] = self._add("Gather", [self._add("Flatten", [name], f"{name}_flat", axis=2), KEPT], f"{name}_packed")
+        self.whole.add(name)
+
+    def _unpack(self, name: str) -> None:
+        """Give the value of `name` to a node that reads whole texts; at padding another token's, or 0 where it leaves the graph."""
+        import numpy as np
+
+        if name in self.whole:
+            return
+        self.whole.add(name)
+        if name not in self.outputs:
+            self._add("Gather", [self.packed[name], PLACE], name)
+            return
+        texts = self._add("Gather", [self.packed[name], PLACE], f"{name}_texts")
+        ones = self._add(
+            "Unsqueeze", [self._add("Cast", [self.mask], f"{name}_ones", to=FLOAT), self._constant(np.array([2]))], f"{name}_mask"
+        )
+        self._add("Mul", [texts, ones], name)
+
+    def _add(self, op_type: str, inputs: Sequence[str], name: str, domain: str = "", **attributes: object) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(op_type, list(inputs), [name], name=name, domain=domain, **attributes))
+        return name
+
+    def _constant(self, value: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        name = f"padding_constant_{len(self.model.graph.initializer)}"
+        self.model.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name

@@ -1,0 +1,107 @@
+"""Whether a rewritten ONNX graph still computes the same: both on random inputs, side by side."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ioptim.core.step import Level, Note
+from ioptim.errors import StepError
+from ioptim.runtimes._onnx_session import run, spec_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SIZES = ((2, 8), (1, 5))
+"""Batch and tokens of the random inputs."""
+
+FUSION_TOLERANCE = 1e-3
+"""Largest difference of a fused model's outputs from the unfused ones, as a fraction of their largest value."""
+
+PADDING_TOLERANCE = 0.02
+"""The same for a text with padding that is not computed and without any. Measured 0 in int8 and 3e-7 in float; another order of sums may
+round one activation elsewhere, which is a 255th of its range. A wrong place makes 0.2."""
+
+
+def fused_difference(plain: Any, fused: Any, mask: str | None) -> tuple[dict[str, float], list[Note]]:
+    """Largest difference of the fused session's outputs from the plain one's, relative to the largest value.
+
+    `mask` names the input that says which tokens count, where only those are compared.
+
+    Raises:
+        StepError: it is more than `FUSION_TOLERANCE`: the fused graph computes something else.
+    """
+    worst = 0.0
+    for sizes, full in itertools.product(SIZES, (False, True)):
+        feeds = {value.name: random_feed(value, sizes, full=full and value.name == mask) for value in plain.get_inputs()}
+        try:
+            wanted = _outputs(plain, feeds)
+        except StepError as error:
+            text = f"the fused model was not compared with the unfused, which does not take random inputs: {error}"
+            return {}, [Note(text=text, level=Level.WARNING)]
+        worst = _larger(worst, wanted, _outputs(fused, feeds), feeds.get(mask or ""))
+    if not worst <= FUSION_TOLERANCE:
+        raise StepError(
+            f"the fused model's outputs differ from the unfused by {worst:.2g} of their largest value, at most"
+            f" {FUSION_TOLERANCE} is accepted; set `fusions: false`"
+        )
+    return {"fusion_max_difference": worst}, []
+
+
+def padding_difference(plain: Any, packed: Any, mask: str) -> float:
+    """Largest difference between a text alone (`plain`) and with padding after it (`packed`), relative to the largest value.
+
+    One text, so that a dynamic scheme finds the same ranges in both.
+
+    Raises:
+        StepError: it is more than `PADDING_TOLERANCE`: without padding the graph computes something else.
+    """
+    import numpy as np
+
+    worst = 0.0
+    for _, tokens in SIZES:
+        alone = {value.name: random_feed(value, (1, tokens), full=value.name == mask) for value in plain.get_inputs()}
+        padded = {name: np.pad(array, ((0, 0), (0, tokens))) for name, array in alone.items()}
+        given = [array[:, :tokens] if array.ndim > 2 else array for array in _outputs(packed, padded)]
+        worst = _larger(worst, _outputs(plain, alone), given, None)
+    if not worst <= PADDING_TOLERANCE:
+        raise StepError(
+            f"without padding the model's outputs differ by {worst:.2g} of their largest value, at most {PADDING_TOLERANCE} is accepted;"
+            " set `remove_padding: false`"
+        )
+    return worst
+
+
+def random_feed(value: Any, sizes: tuple[int, int], *, full: bool = False) -> np.ndarray:
+    """What any transformer takes: zeros and ones for integers, the first column ones, so that no mask is empty; ones where it is `full`.
+
+    Every input has its own draws, and masks have holes: one that is taken for a number of tokens shows.
+    """
+    import numpy as np
+
+    draw = np.random.default_rng(zlib.crc32(value.name.encode()))
+    spec = spec_of(value)
+    shape = [axis if isinstance(axis, int) else sizes[0] if i == 0 else sizes[1] for i, axis in enumerate(spec.shape)]
+    if spec.dtype.startswith("float"):
+        return draw.standard_normal(shape).astype(spec.dtype)
+    values = np.ones(shape, np.int64) if full else draw.integers(0, 2, shape)
+    values[..., :1] = 1
+    return values.astype(spec.dtype)
+
+
+def _outputs(session: Any, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    names = [value.name for value in session.get_outputs()]
+    return run(session, names, {value.name: feeds[value.name] for value in session.get_inputs()})
+
+
+def _larger(worst: float, wanted: Sequence[np.ndarray], given: Sequence[np.ndarray], mask: np.ndarray | None) -> float:
+    """`worst` or the largest difference here, relative to the largest value; a NaN stays one."""
+    import numpy as np
+
+    for a, b in zip(wanted, given, strict=True):
+        if mask is not None and a.shape[:2] == mask.shape:
+            a, b = a[mask != 0], b[mask != 0]
+        worst = float(np.maximum(worst, np.abs(a - b).max() / max(np.abs(a).max(), 1e-6)))
+    return worst
