@@ -136,7 +136,9 @@ def olive_config(model: Path, data: Path) -> dict[str, object]:
     latency = [{"name": "avg", "priority": 2}, {"name": "p50"}, {"name": "p90"}]
     return {
         "input_model": {"type": "HfModel", "model_path": str(model), "task": "text-classification"},
-        "systems": {"local": {"type": "LocalSystem", "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}]}},
+        "systems": {
+            "local": {"type": "LocalSystem", "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}]}
+        },
         "data_configs": [
             _rows("validation", model, data / "test.tsv", None),
             _rows("calibration", model, data / "dev.tsv", CALIBRATION_ROWS),

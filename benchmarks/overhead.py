@@ -76,7 +76,9 @@ def _full(recipe: str, n: int) -> Iterator[Measured]:
     with tempfile.TemporaryDirectory() as folder:
         new = _running("run", recipe, "--json", "--no-cache", *FULL, home=Path(folder))
         yield Measured(f"{recipe}: beside the steps, Prefect and MLflow, first time ever", 12, (_overhead(new()),))
-        yield Measured(f"{recipe}: beside the steps, Prefect and MLflow", 6, tuple(_overhead(new()) for _ in range(max(1, n // 3))))
+        yield Measured(
+            f"{recipe}: beside the steps, Prefect and MLflow", 6, tuple(_overhead(new()) for _ in range(max(1, n // 3)))
+        )
         again = _running("run", recipe, "--json", *FULL, home=Path(folder))
         yield Measured(f"{recipe}: all cached, Prefect and MLflow", 6, tuple(_cached(again()) for _ in range(n)))
 

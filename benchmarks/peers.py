@@ -1,12 +1,13 @@
 """An encoder made fast by everybody: the peers' tools by their own defaults, and ioptim's recipes, all measured in one run.
 
-    python benchmarks/peers.py sst2 --workdir DIR [--rounds 20] [--only NAME ...] [--model DIR] [--data DIR]
+    python benchmarks/peers.py sst2 --workdir DIR [--rounds 20] [--only NAME ...] [--trained NAME=CHECKPOINT ...] [--model DIR] [--data DIR]
     python benchmarks/peers.py retrieval --workdir DIR [--rounds 20] [--only NAME ...]
 
 `sst2` is a BERT classifier, its quality the accuracy on test.tsv; `retrieval` the sentence encoder all-MiniLM-L6-v2, its quality nDCG@10 on
 `builtin:retrieval`. Batch 1 and batch 32 at natural lengths, 2 threads. Optimum and Olive get environments of their own in DIR; ONNX
 Runtime, OpenVINO, NNCF and torch are those of this environment; Olive has no example for a sentence encoder. ioptim's models are what its
-recipes leave in DIR's store (a training of up to 28 minutes each for those that distil; a second call takes them from the store). Every
+recipes leave in DIR's store: a training of up to 28 minutes each for those that distil, none where `--trained` names the checkpoint that
+an earlier run of that recipe trained (a second call takes everything from the store as long as ioptim is the same). Every
 model is then opened by its library alone, in a process of its own with the library's default options (`plain_session.py`): no line of
 ioptim runs while anything is timed. The processes take turns, one awake at a time, in rounds of alternating order; a ratio is taken within
 a round.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +29,7 @@ from pathlib import Path
 
 import measure
 import olive
+import yaml
 from measure import OthersShare, PlainProcess, machine, table
 from plain_session import BATCH, TIMED_ROWS
 
@@ -138,11 +141,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="names of contenders to measure; all when left out")
+    parser.add_argument("--trained", nargs="*", default=[], metavar="NAME=DIR", help="checkpoints, after distilling and pruning")
     parser.add_argument("--model", type=Path, help="checkpoint folder, for sst2")
     parser.add_argument("--data", type=Path, help="folder with train.tsv, dev.tsv and test.tsv, for sst2")
     args = parser.parse_args()
     job, workdir = JOBS[args.job](args), args.workdir.absolute()
-    found = [*peers(job, workdir), *ours(job, workdir, args.only)]
+    trained = dict(pair.split("=", 1) for pair in args.trained)
+    found = [*peers(job, workdir), *ours(job, workdir, args.only, trained)]
     contenders = [one for one in found if not args.only or one.name in args.only]
     print(machine())
     run(job, contenders, args)
@@ -189,12 +194,15 @@ def _olive(job: Job, workdir: Path) -> Path:
     return file
 
 
-def ours(job: Job, workdir: Path, only: Sequence[str] | None) -> list[Contender]:
+def ours(job: Job, workdir: Path, only: Sequence[str] | None, trained: Mapping[str, str]) -> list[Contender]:
     """What ioptim's recipes make of the checkpoint. Their own gates may fail: they ask for other things than the bar here."""
     found = []
     for name, (recipe, sets, bar) in job.ours.items():
         if only and name not in only:
             continue
+        if name in trained:
+            recipe = _without_training(recipe, workdir)
+            sets = (f"model.source={Path(trained[name]).absolute()}",)
         print(f"{name}: ioptim run {recipe} {' '.join(sets)}", file=sys.stderr)
         arguments = [*job.arguments(recipe, sets), "--engine", "local", "--tracking", "none", "--json"]
         done = measure.ioptim("run", *arguments, home=workdir / "ioptim")
@@ -203,6 +211,15 @@ def ours(job: Job, workdir: Path, only: Sequence[str] | None) -> list[Contender]
         file = folder / json.loads((folder / "artifact.json").read_text())["entry"]
         found.append(Contender(name, file, "onnxruntime", bar=bar))
     return found
+
+
+def _without_training(recipe: str, workdir: Path) -> str:
+    """The recipe without its steps `distill` and `prune`, relative to the folder of recipes."""
+    whole = yaml.safe_load((measure.REPO / "recipes" / recipe).read_text())
+    whole["steps"] = [step for step in whole["steps"] if step["step"] not in ("distill", "prune")]
+    path = workdir / f"trained-{recipe}"
+    path.write_text(yaml.safe_dump(whole))
+    return os.path.relpath(path, measure.REPO / "recipes")
 
 
 def run(job: Job, contenders: Sequence[Contender], args: argparse.Namespace) -> None:

@@ -84,7 +84,9 @@ class StepError(IoptimError):
     exit_code = ExitCode.STEP
 
 
-BY_NAME: dict[str, type[IoptimError]] = {cls.__name__: cls for cls in (IoptimError, RecipeError, PlanError, UnavailableError, StepError)}
+BY_NAME: dict[str, type[IoptimError]] = {
+    cls.__name__: cls for cls in (IoptimError, RecipeError, PlanError, UnavailableError, StepError)
+}
 
 
 def rebuild(name: str, message: str) -> IoptimError:

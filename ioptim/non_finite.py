@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ioptim.core.artifact import Format, ModelArtifact
 from ioptim.errors import IoptimError, StepError
 from ioptim.onnx_graph import load_graph, save_graph
+from ioptim.onnx_padding import without_switch
 from ioptim.torch_model import call, load_module
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ def nan_weights(path: Path) -> list[str]:
 def _of_onnx(model: ModelArtifact, feeds: Feeds) -> Iterator[Layer]:
     from onnx import ValueInfoProto, numpy_helper
 
-    graph = (proto := load_graph(model.model_path)).graph
+    without_switch(proto := load_graph(model.model_path))
+    graph = proto.graph
     weights = {tensor.name: state_of(numpy_helper.to_array(tensor)) for tensor in graph.initializer}
     there = {value.name for value in graph.output}
     made = [name for node in graph.node for name in node.output if name]

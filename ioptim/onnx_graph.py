@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ioptim.errors import StepError
 from ioptim.onnx_canonical import canonicalize
-from ioptim.onnx_padding import SWITCH, read_masks
+from ioptim.onnx_padding import SWITCH
 from ioptim.onnx_tokens import narrow
 
 if TYPE_CHECKING:
@@ -98,8 +98,10 @@ def fuse_transformer(
 
     On the CPU two things differ from what ONNX Runtime does for every device: normalization is not fused with the sum before it, nor
     gelu with its bias (`LOSING_FUSIONS`), and where one token alone is read, the last layer computes that token alone
-    (`ioptim.onnx_tokens`): one Attention is then a MultiHeadAttention. On every device attention reads the mask itself, where ONNX
-    Runtime's own fusions let it read the number of tokens (`ioptim.onnx_padding`).
+    (`ioptim.onnx_tokens`): one Attention is then a MultiHeadAttention.
+
+    On every device attention reads the mask itself. By ONNX Runtime's default it reads the number of tokens, which a GPU has faster kernels
+    for, but which is right only where all padding is at the end: texts padded on the left would silently get other answers.
 
     Args:
         model_type: an optimizer of ONNX Runtime; `bert` serves encoders of BERT's kind and vision transformers.
@@ -119,6 +121,7 @@ def fuse_transformer(
     if num_heads == 0:
         num_heads, hidden_size = heads, width
     options = FusionOptions(model_type)
+    options.use_raw_attention_mask()
     if cpu:
         options.enable_skip_layer_norm = options.enable_bias_skip_layer_norm = options.enable_bias_gelu = False
     try:
@@ -130,7 +133,6 @@ def fuse_transformer(
     if all(opset.domain != "com.microsoft" for opset in model.opset_import):
         model.opset_import.add(domain="com.microsoft", version=1)
     del model.graph.value_info[:]  # shapes of values that are gone; kept, they contradict the ones inferred later
-    read_masks(model)
     narrowed = narrow(model) if cpu else 0
     after = Counter(node.op_type for node in model.graph.node)
     counts = {op: after[op] - before[op] for op in FUSED_OPS if after[op] > before[op]}

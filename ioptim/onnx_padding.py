@@ -1,9 +1,9 @@
-"""Padding in fused encoders: masks read as they are given, and no work on padding where there is much of it.
+"""No work on padding: encoders that compute, of a batch of texts with much padding, the other tokens alone.
 
 Texts of a batch have different lengths and are padded to the longest. What computes token by token (products with weights,
-normalization, activation: most of an encoder's time) does not need the padding. `remove_padding` gathers the tokens that count of all
-texts, (batch, tokens, width) to (those, width), and gives attention, which must know what belongs together, its texts back. In batches of
-mixed lengths that saves up to half of the time; a text alone has no padding, and the gathering is in vain.
+normalization, activation: most of an encoder's time) does not need the padding. Here the tokens that count are gathered from all texts,
+(batch, tokens, width) to (those, width), and attention, which must know what belongs together, is given its texts back. In batches of mixed
+lengths that saves up to half of the time; a text alone has no padding, and the gathering is in vain: a graph gets both ways to compute.
 
 Source: Zhai et al., ByteTransformer (arXiv:2210.03052), there for GPUs.
 """
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-EMBEDDINGS = "EmbedLayerNormalization"
-EMBEDDINGS_MASK, MASK_INPUT = 7, {"Attention": 3, "QAttention": 5, "MultiHeadAttention": 4}
-"""Where the embeddings read a mask, and where an attention does."""
+ATTENTION = {"Attention": 3, "QAttention": 5}
+"""Fused attention (com.microsoft), and where it reads its mask."""
 
 SWITCH, WORTH_KEPT = "padding_switch", 0.85
 """The node that decides between the two ways to compute, and the share of tokens that count from which on all are computed: gathering costs
@@ -31,8 +30,9 @@ an int8 encoder of six layers some 12 % of its time at batch 1."""
 OPSET, FLOAT, BOOL, INT64 = 13, 1, 9, 7
 """The first opset with all operators used here; data types of ONNX."""
 
-KEPT, PLACE = "padding_kept", "padding_place"
-"""Values that are added: where in a batch the tokens that count are, (those,), and which of them stands where, (batch, tokens)."""
+COUNTS, KEPT, PLACE = "padding_counts", "padding_kept", "padding_place"
+"""Values that are added: which tokens count, (batch, tokens); where they are in the batch, (those,); which of those stands where, (batch,
+tokens)."""
 
 _ONE_INPUT = frozenset({"BiasGelu", "Cast", "Dropout", "Erf", "FastGelu", "Gelu", "Identity", "Relu", "Sigmoid", "Tanh"})
 """Operators that read tokens at their first input and compute each number by itself."""
@@ -42,25 +42,6 @@ _SEVERAL_INPUTS = frozenset({"Add", "Div", "Mul", "SkipLayerNormalization", "Sub
 
 _PRODUCTS = frozenset({"DynamicQuantizeMatMul", "MatMul", "MatMulInteger", "MatMulIntegerToFloat"})
 """Products with a matrix of weights at the second input."""
-
-
-def read_masks(model: onnx.ModelProto) -> int:
-    """Let attention read the mask itself; returns how many read something else.
-
-    The fusions hand attention the number of tokens in place of the mask, which is right only where all padding is at the end: texts
-    that are padded on the left, or masked in the middle, would silently get answers made of other tokens.
-    """
-    changed, given = 0, {}
-    for node in model.graph.node:
-        if node.op_type == EMBEDDINGS and len(node.input) > EMBEDDINGS_MASK:
-            given[node.output[1]] = node.input[EMBEDDINGS_MASK]
-            del node.input[EMBEDDINGS_MASK:]
-    for node in model.graph.node:
-        place = MASK_INPUT.get(node.op_type, len(node.input))
-        if place < len(node.input) and node.input[place] in given:
-            node.input[place] = given[node.input[place]]
-            changed += 1
-    return changed
 
 
 @dataclass(frozen=True)
@@ -75,30 +56,61 @@ def remove_padding(model: onnx.ModelProto) -> Removed | None:
     """Rewrite the graph in place so that batches with much padding compute the other tokens alone.
 
     The graph decides at every call (`SWITCH`): where at least `WORTH_KEPT` of a batch counts it computes everything as it did, else only
-    the tokens that count. Weights are there once. What the outputs hold at padding is then 0.
+    the tokens that count, and hidden states that are outputs are then 0 at padding. Weights are there once.
 
-    Expects attention fused to `Attention` or `QAttention` (com.microsoft) that reads the mask itself (`read_masks`), and inputs of (batch,
-    tokens) with both free. Else, and where they read several masks, nothing is changed. Whoever calls compares outputs: ranks are not
-    known here, so what is token by token is told from the operators alone.
+    None, and nothing is changed, where attention is not fused to one of `ATTENTION` with one mask of (batch, tokens). Ranks of other values
+    are not known here: what is token by token is told from the operators alone, so whoever calls compares outputs.
     """
-    attentions = [node for node in model.graph.node if node.op_type in ("Attention", "QAttention")]
-    masks = {node.input[MASK_INPUT[node.op_type]] if len(node.input) > MASK_INPUT[node.op_type] else "" for node in attentions}
-    lengths = {name for node in model.graph.node if EMBEDDINGS in node.op_type for name in node.output[1:]}
-    if len(masks) != 1 or masks <= {"", *lengths} or not all(_is_plain(model, node) for node in attentions):
+    found = _mask_of(model)
+    if found is None:
         return None
-    (mask,) = masks
-    inputs = [value.name for value in model.graph.input if value.name not in {tensor.name for tensor in model.graph.initializer}]
-    made_of = {name for node in _ancestors(model.graph.node, mask) for name in node.input} | {mask}
-    given = [name for name in inputs if name in made_of]
-    if len(given) != 1 or not all(_is_text(value) for value in model.graph.input if value.name in inputs) or _opset(model) < OPSET:
-        return None
-    packing = _Packing(model, mask, _texts(model, attentions))
+    mask, given = found
+    packing = _Packing(model, mask, _texts(model))
     for node in model.graph.node:
         packing.take(node)
-    if not packing.count:
-        return None
     _switch(model, mask, packing.finished())
-    return Removed(packing.count, given[0])
+    return Removed(packing.count, given)
+
+
+def without_switch(model: onnx.ModelProto) -> None:
+    """Undo `remove_padding`: what is left computes everything, with the same weights."""
+    graph = model.graph
+    switch = next((node for node in graph.node if node.name == SWITCH), None)
+    if switch is None:
+        return
+    body = next(attribute.g for attribute in switch.attribute if attribute.name == "then_branch")
+    ends = dict(zip((value.name for value in body.output), switch.output, strict=True))
+    nodes = [*map(_copy, graph.node), *map(_copy, body.node)]
+    for node in nodes:
+        node.input[:] = [ends.get(name, name) for name in node.input]
+        node.output[:] = [ends.get(name, name) for name in node.output]
+    graph.initializer.extend(map(_copy, body.initializer))
+    del graph.node[:]
+    graph.node.extend(node for node in nodes if node.name != SWITCH)
+
+
+def _mask_of(model: onnx.ModelProto) -> tuple[str, str] | None:
+    """The mask that all attention reads, and the input of the graph that it is; None where the graph is not one to rewrite."""
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = {value.name: value for value in graph.input if value.name not in weights}
+    attentions = [node for node in graph.node if node.op_type in ATTENTION]
+    masks = {node.input[place] if len(node.input) > (place := ATTENTION[node.op_type]) else "" for node in attentions}
+    mask = given = masks.pop() if len(masks) == 1 else ""
+    chain = _ancestors(graph.node, mask)
+    while (made := next((node for node in chain if given in node.output), None)) is not None and made.op_type in ("Cast", "Identity"):
+        given = made.input[0]
+    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
+    possible = (
+        opset >= OPSET
+        and given in inputs
+        and all(map(_is_text, inputs.values()))
+        and all(_is_plain(model, node) for node in attentions)
+        and not any(attribute.HasField("g") for node in graph.node for attribute in node.attribute)
+        and not {name for node in chain for name in node.output}.union(inputs) & {value.name for value in graph.output}
+        and all(value.type.tensor_type.elem_type == FLOAT for value in graph.output)
+    )
+    return (mask, given) if possible else None
 
 
 def _is_text(value: onnx.ValueInfoProto) -> bool:
@@ -107,8 +119,20 @@ def _is_text(value: onnx.ValueInfoProto) -> bool:
     return len(shape.dim) == 2 and not any(axis.HasField("dim_value") for axis in shape.dim)
 
 
-def _opset(model: onnx.ModelProto) -> int:
-    return next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
+def _is_plain(model: onnx.ModelProto, attention: onnx.NodeProto) -> bool:
+    """Whether it looks at all tokens of its text and nothing else, with the weights of query, keys and values in one matrix."""
+    usual = 4 if attention.op_type == "Attention" else 8
+    other = {a.name for a in attention.attribute if (a.name in ("unidirectional", "do_rotary") and a.i) or a.name == "qkv_hidden_sizes"}
+    shape: Sequence[int] = next((tensor.dims for tensor in model.graph.initializer if tensor.name == attention.input[1]), ())
+    complete = len(attention.input) >= usual and not any(attention.input[usual:]) and not any(attention.output[1:])
+    return complete and not other and len(shape) == 2 and shape[1] % 3 == 0
+
+
+def _texts(model: onnx.ModelProto) -> frozenset[str]:
+    """The values of (batch, tokens, width) that attention reads, before they are quantized for it."""
+    read = {node.input[0] for node in model.graph.node if node.op_type in ATTENTION}
+    quantized = {node.input[0] for node in model.graph.node if node.op_type == "DynamicQuantizeLinear" and node.output[0] in read}
+    return frozenset(read | quantized)
 
 
 def _switch(model: onnx.ModelProto, mask: str, packed: Sequence[onnx.NodeProto]) -> None:
@@ -126,8 +150,8 @@ def _switch(model: onnx.ModelProto, mask: str, packed: Sequence[onnx.NodeProto])
     graph.initializer.append(numpy_helper.from_array(np.array(WORTH_KEPT, np.float32), "padding_worth"))
     nodes = [
         *map(_copy, before),
-        helper.make_node("Cast", [mask], ["padding_counts"], "padding_counts", to=BOOL),
-        helper.make_node("Cast", ["padding_counts"], ["padding_ones"], "padding_ones", to=FLOAT),
+        helper.make_node("Cast", [mask], [COUNTS], COUNTS, to=BOOL),
+        helper.make_node("Cast", [COUNTS], ["padding_ones"], "padding_ones", to=FLOAT),
         helper.make_node("ReduceMean", ["padding_ones"], ["padding_share"], "padding_share", keepdims=0),
         helper.make_node("GreaterOrEqual", ["padding_share", "padding_worth"], ["padding_little"], "padding_little"),
         helper.make_node(
@@ -176,27 +200,12 @@ def _copy(proto: Any) -> Any:
     return type(proto).FromString(proto.SerializeToString())
 
 
-def _is_plain(model: onnx.ModelProto, attention: onnx.NodeProto) -> bool:
-    """Whether it looks at all tokens of its text and nothing else, with the weights of query, keys and values in one matrix."""
-    more = attention.input[4:] if attention.op_type == "Attention" else attention.input[8:]
-    other = {a.name for a in attention.attribute if (a.name in ("unidirectional", "do_rotary") and a.i) or a.name == "qkv_hidden_sizes"}
-    shape: Sequence[int] = next((tensor.dims for tensor in model.graph.initializer if tensor.name == attention.input[1]), ())
-    return not any(more) and not other and not any(attention.output[1:]) and len(shape) == 2 and shape[1] % 3 == 0
-
-
-def _texts(model: onnx.ModelProto, attentions: Sequence[onnx.NodeProto]) -> frozenset[str]:
-    """The values of (batch, tokens, width) that attention reads, before they are quantized for it."""
-    read = {node.input[0] for node in attentions}
-    quantized = {node.input[0] for node in model.graph.node if node.op_type == "DynamicQuantizeLinear" and node.output[0] in read}
-    return frozenset(read | quantized)
-
-
 @dataclass
 class _Packing:
     """A graph that is written anew, node by node.
 
     `packed` names, for a value of (batch, tokens, width), the one of (tokens that count, width) that goes on in its place; `whole` are
-    those of them that exist in whole texts too. `same` are values that all tokens share: scales and zero points.
+    values that exist in whole texts too. `same` are values that all tokens share: scales and zero points.
     """
 
     model: onnx.ModelProto
@@ -217,12 +226,15 @@ class _Packing:
         """Append the node, or what takes its place."""
         node = _copy(original)
         read = [name for name in node.input if name in self.packed]
-        if read and node.op_type in ("Attention", "QAttention"):
+        if read and node.op_type in ATTENTION:
             self._attend(node)
         elif read and self._token_by_token(node):
             self._take_packed(node)
         elif read and self._cuts_tokens(node):
             self._cut(node)
+        elif read and node.op_type == "MultiHeadAttention":
+            node.input[:] = [self._spread(name) if name in self.packed else name for name in node.input]
+            self.nodes.append(node)
         else:
             for name in read:
                 self._unpack(name)
@@ -230,7 +242,8 @@ class _Packing:
             if node.op_type == "Mul" and all(map(self._is_same, node.input)):
                 self.same.update(node.output)
         for name in set(node.output) & set(self.texts) - self.packed.keys():
-            self._pack(name)
+            self._pack(name, name)
+            self.whole.add(name)
 
     def finished(self) -> list[onnx.NodeProto]:
         """The nodes in an order in which they can run, what leaves the graph in whole texts."""
@@ -243,9 +256,11 @@ class _Packing:
 
     def _token_by_token(self, node: onnx.NodeProto) -> bool:
         """Whether each token of the output depends on the same token of the inputs."""
+        if node.op_type == "DynamicQuantizeLinear":
+            return True
+        if any(node.output[1:]):
+            return False
         match node.op_type:
-            case "DynamicQuantizeLinear":
-                return True
             case "LayerNormalization":
                 return next((a.i for a in node.attribute if a.name == "axis"), -1) == -1
             case op if op in _PRODUCTS:
@@ -268,13 +283,15 @@ class _Packing:
         self.count += 1
 
     def _cuts_tokens(self, node: onnx.NodeProto) -> bool:
-        """Whether it takes tokens out of every text, by constants."""
+        """Whether it takes the first token out of every text, by constants."""
         from onnx import numpy_helper
 
-        constant = all(name in self.weights for name in node.input[1:])
-        if node.op_type == "Slice" and constant and len(node.input) > 3:
-            return bool(numpy_helper.to_array(self.weights[node.input[3]]).tolist() == [TOKENS])
-        return node.op_type == "Gather" and constant and any(a.name == "axis" and a.i == TOKENS for a in node.attribute)
+        if not all(name in self.weights for name in node.input[1:]):
+            return False
+        constants = [numpy_helper.to_array(self.weights[name]).ravel().tolist() for name in node.input[1:]]
+        if node.op_type == "Slice":
+            return constants == [[0], [1], [TOKENS]]
+        return node.op_type == "Gather" and constants == [[0]] and any(a.name == "axis" and a.i == TOKENS for a in node.attribute)
 
     def _cut(self, node: onnx.NodeProto) -> None:
         """Cut the places of the tokens, and gather only those."""
@@ -291,22 +308,20 @@ class _Packing:
         name, x, weight = node.output[0], self.packed[node.input[0]], node.input[1]
         if node.op_type == "QAttention":
             scale, weight_scale, _, zero, weight_zero = node.input[3:8]
-            summed = self._add(
-                "Cast", [self._add("MatMulInteger", [x, weight, zero, weight_zero], f"{name}_summed")], f"{name}_cast", to=FLOAT
-            )
-            product = self._add("Mul", [summed, self._add("Mul", [scale, weight_scale], f"{name}_scales")], f"{name}_product")
+            summed = self._add("MatMulInteger", [x, weight, zero, weight_zero], f"{name}_summed")
+            scales = self._add("Mul", [scale, weight_scale], f"{name}_scales")
+            product = self._add("Mul", [self._add("Cast", [summed], f"{name}_cast", to=FLOAT), scales], f"{name}_product")
         else:
             product = self._add("MatMul", [x, weight], f"{name}_product")
         states = self._add("Add", [product, node.input[2]], f"{name}_states") if node.input[2] else product
-        width = self.weights[weight].dims[1] // 3
-        thirds = self._constant(np.array([width] * 3))
+        thirds = self._constant(np.array([self.weights[weight].dims[1] // 3] * 3))
         parts = [f"{name}_{part}" for part in ("query", "key", "value")]
         self.nodes.append(helper.make_node("Split", [states, thirds], [f"{part}_packed" for part in parts], f"{name}_split", axis=-1))
         for part in parts:
             self._add("Gather", [f"{part}_packed", PLACE], part)
         kept = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in ("num_heads", "mask_filter_value", "scale")}
-        self._add("MultiHeadAttention", [*parts, "", self.mask], name, domain="com.microsoft", **kept)
-        self._pack(name)
+        attended = self._add("MultiHeadAttention", [*parts, "", self.mask], f"{name}_attended", domain="com.microsoft", **kept)
+        self._pack(name, attended)
         self.count += 1
 
     # From whole texts to the tokens that count, and back
@@ -315,43 +330,41 @@ class _Packing:
         """Compute where the tokens that count are.
 
         Each text's first token counts, masked or not, for a classifier reads it; and all of a text whose tokens are all masked, for then
-        attention reads all of them. Padding has the place of the token before it, whose values attention reads with the weight 0.
+        attention reads all of them. Padding has the place of the token before it.
         """
         import numpy as np
 
         zero, one = self._constant(np.array(0)), self._constant(np.array(1))
-        shape = self._add("Shape", [self.mask], "padding_shape")
+        shape = self._add("Shape", [COUNTS], "padding_shape")
         tokens = self._add("Gather", [shape, one], "padding_tokens")
         first = self._add("Equal", [self._add("Range", [zero, tokens, one], "padding_positions"), zero], "padding_first")
-        mask = self._add("Cast", [self.mask], "padding_mask", to=INT64)
-        total = self._add("ReduceSum", [mask, self._constant(np.array([TOKENS]))], "padding_total", keepdims=1)
+        numbers = self._add("Cast", [COUNTS], "padding_numbers", to=INT64)
+        total = self._add("ReduceSum", [numbers, self._constant(np.array([TOKENS]))], "padding_total", keepdims=1)
         anyway = self._add("Or", [first, self._add("Equal", [total, zero], "padding_empty")], "padding_anyway")
-        read = self._add("Or", [self._add("Cast", [mask], "padding_true", to=BOOL), anyway], "padding_read")
+        read = self._add("Or", [COUNTS, anyway], "padding_read")
         flat = self._add("Reshape", [read, self._constant(np.array([-1]))], "padding_flat")
         self._add("Squeeze", [self._add("NonZero", [flat], "padding_found"), self._constant(np.array([0]))], KEPT)
-        ordinal = self._add("CumSum", [self._add("Cast", [flat], "padding_numbers", to=INT64), zero], "padding_ordinal")
+        ordinal = self._add("CumSum", [self._add("Cast", [flat], "padding_steps", to=INT64), zero], "padding_ordinal")
         before = self._add("Sub", [ordinal, one], "padding_before")
         self._add("Reshape", [before, shape], PLACE)
 
-    def _pack(self, name: str) -> None:
-        self.packed[name] = self._add("Gather", [self._add("Flatten", [name], f"{name}_flat", axis=2), KEPT], f"{name}_packed")
-        self.whole.add(name)
+    def _pack(self, name: str, texts: str) -> None:
+        """`name` goes on as the tokens that count of `texts`."""
+        self.packed[name] = self._add("Gather", [self._add("Flatten", [texts], f"{name}_flat", axis=2), KEPT], f"{name}_packed")
+
+    def _spread(self, name: str) -> str:
+        """The tokens of `name` in whole texts, with another token's values at padding: for attention, which is told what counts."""
+        if (texts := f"{name}_texts") not in self.whole:
+            self.whole.add(self._add("Gather", [self.packed[name], PLACE], texts))
+        return texts
 
     def _unpack(self, name: str) -> None:
-        """Give the value of `name` to a node that reads whole texts; at padding another token's, or 0 where it leaves the graph."""
+        """The value under its own name, in whole texts, 0 at padding: for nodes that are not known, and where it leaves the graph."""
         import numpy as np
 
-        if name in self.whole:
-            return
-        self.whole.add(name)
-        if name not in self.outputs:
-            self._add("Gather", [self.packed[name], PLACE], name)
-            return
-        texts = self._add("Gather", [self.packed[name], PLACE], f"{name}_texts")
-        ones = self._add(
-            "Unsqueeze", [self._add("Cast", [self.mask], f"{name}_ones", to=FLOAT), self._constant(np.array([2]))], f"{name}_mask"
-        )
-        self._add("Mul", [texts, ones], name)
+        if name not in self.whole:
+            ones = self._add("Unsqueeze", ["padding_ones", self._constant(np.array([2]))], f"{name}_ones")
+            self.whole.add(self._add("Mul", [self._spread(name), ones], name))
 
     def _add(self, op_type: str, inputs: Sequence[str], name: str, domain: str = "", **attributes: object) -> str:
         from onnx import helper

@@ -160,5 +160,7 @@ def test_versions() -> None:
 
 def test_imports_nothing_heavy() -> None:
     code = "import sys; from ioptim import hardware; hardware.probe(); print({'numpy', 'torch', 'psutil'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert done.stdout.strip() == "set()", done.stderr

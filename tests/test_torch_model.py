@@ -76,7 +76,9 @@ Specs = tuple[TensorSpec, ...]
 
 def sealed(folder: Path, loader: dict[str, Any], inputs: Specs, outputs: Specs) -> ModelArtifact:
     facts = {"loader": loader}
-    return seal(ModelArtifact(path=folder, format=Format.TORCH, entry="model.safetensors", inputs=inputs, outputs=outputs, facts=facts))
+    return seal(
+        ModelArtifact(path=folder, format=Format.TORCH, entry="model.safetensors", inputs=inputs, outputs=outputs, facts=facts)
+    )
 
 
 def test_transformers_checkpoint(tmp_path: Path) -> None:

@@ -54,7 +54,9 @@ class Regression:
     def train(self, folder: Path, settings: Settings = SETTINGS, **changes: Any) -> Progress:
         order: Callable[[int], list[int]] = lambda epoch: sorted(range(10), key=lambda i: (i * 7 + epoch) % 10)  # noqa: E731
         given = {"loss": self.loss, "quality": self.quality} | changes
-        return Training(self.module, self.batches, given["loss"], given["quality"], order, settings, folder, lambda done, text: None).run()
+        return Training(
+            self.module, self.batches, given["loss"], given["quality"], order, settings, folder, lambda done, text: None
+        ).run()
 
 
 def weights(module: Any) -> list[float]:

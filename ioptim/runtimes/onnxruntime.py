@@ -6,7 +6,8 @@ import platform
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ from ioptim.onnx_graph import (
     load_graph,
     save_graph,
 )
-from ioptim.onnx_padding import WORTH_KEPT, Removed, remove_padding
+from ioptim.onnx_padding import ATTENTION, WORTH_KEPT, remove_padding
 from ioptim.runtimes import _onnx_report as report
 from ioptim.runtimes._device import gpu_index, gpu_objections, is_gpu, threads_of
 from ioptim.runtimes._double import write_double
@@ -54,6 +55,16 @@ def _distribution() -> str:
     names = {"onnxruntime", "onnxruntime-gpu"}
     there = {name for name in names if any(True for _ in metadata.distributions(name=name))}
     return "onnxruntime-gpu" if there == {"onnxruntime-gpu"} else "onnxruntime"
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A session that leaves out padding and the input that is its mask, neither where there is none; and what to tell of it."""
+
+    session: Any = None
+    mask: str | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
 
 
 class OnnxRuntime(Runtime):
@@ -198,17 +209,47 @@ class OnnxRuntime(Runtime):
     def _optimized(
         self, model: ModelArtifact, before: report.Counts, target: Target, out: Path, scratch: Path
     ) -> tuple[Any, dict[str, float], list[Note]]:
-        """Write the optimized graph to `out`: its session, what rewriting it changed in figures, and notes."""
+        """Write the optimized graph to `out`: its session, what rewriting it changed in figures, and notes.
+
+        Raises:
+            StepError: the rewritten graph computes something else than the model that arrived.
+        """
         fused, notes = self._fuse(model, before, target, scratch)
-        source, removed = self._remove_padding(fused, target, scratch)
+        packed = self._without_padding(model, fused, target, out, scratch)
+        session = packed.session or self._written(model, fused, target, out)
+        figures, compared = dict[str, float](), list[Note]()
+        if fused != model.model_path:
+            plain = create(model.model_path, self._options(target, "basic"), self._providers(target))
+            figures, compared = fused_difference(plain, session, packed.mask)
+        return session, {**figures, **packed.figures}, [*notes, *compared, *packed.notes]
+
+    def _written(self, model: ModelArtifact, source: Path, target: Target, out: Path) -> Any:
+        """A session on `source`; what ONNX Runtime made of it is in `out`."""
         options = self._options(target, self.graph_optimization)
         options.optimized_model_filepath = str(out / ENTRY)
         if model.size_bytes > PROTOBUF_LIMIT_BYTES * 3 // 4:
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{ENTRY}.data")
             options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        session = create(source, options, self._providers(target), self._left_out(target))
-        figures, compared = self._compare(model, fused, removed, session, target)
-        return session, figures, [*notes, *compared]
+        return create(source, options, self._providers(target), self._left_out(target))
+
+    def _without_padding(self, model: ModelArtifact, fused: Path, target: Target, out: Path, scratch: Path) -> _Packed:
+        """A session that leaves out padding, where that is possible and changes nothing."""
+        if is_gpu(target) or not self.remove_padding or not ATTENTION.keys() & count_ops(fused).keys():
+            return _Packed()
+        graph = load_graph(fused)
+        removed = remove_padding(graph)
+        if removed is None:
+            return _Packed()
+        save_graph(graph, path := scratch / "packed.onnx")
+        try:
+            session = self._written(model, path, target, out)
+            plain = create(fused, self._options(target, "basic"), self._providers(target))
+            difference = padding_difference(plain, session, removed.mask)
+        except StepError as error:
+            text = f"padding is computed too, for without it this model would answer otherwise: {error}"
+            return _Packed(notes=(Note(text=text, level=Level.WARNING),))
+        note = Note(text=f"{removed.nodes} nodes leave out padding where it is more than {1 - WORTH_KEPT:.0%} of a batch")
+        return _Packed(session, removed.mask, {"packed_nodes": float(removed.nodes), "padding_max_difference": difference}, (note,))
 
     def _fuse(self, model: ModelArtifact, before: report.Counts, target: Target, scratch: Path) -> tuple[Path, list[Note]]:
         """The fused graph in `scratch`, or the model's own where there is nothing to fuse; and what the user should know."""
@@ -233,37 +274,6 @@ class OnnxRuntime(Runtime):
                 raise StepError(f"{text} (on_unfused: error); fused were {found if found else 'none'}")
             notes.append(Note(text=text, level=Level.WARNING))
         return (fused if found else source), notes
-
-    def _remove_padding(self, source: Path, target: Target, scratch: Path) -> tuple[Path, Removed | None]:
-        """The graph in `scratch` that computes no padding, or the one given where there is nothing to gain."""
-        if is_gpu(target) or not self.remove_padding:
-            return source, None
-        graph = load_graph(source)
-        removed = remove_padding(graph)
-        if removed is None:
-            return source, None
-        packed = scratch / "packed.onnx"
-        save_graph(graph, packed)
-        return packed, removed
-
-    def _compare(
-        self, model: ModelArtifact, fused: Path, removed: Removed | None, session: Any, target: Target
-    ) -> tuple[dict[str, float], list[Note]]:
-        """What the rewriting of the graph changed: in figures and notes.
-
-        Raises:
-            StepError: the session computes something else than the model that arrived.
-        """
-        figures, notes = dict[str, float](), list[Note]()
-        if fused != model.model_path:
-            plain = create(model.model_path, self._options(target, "basic"), self._providers(target))
-            figures, notes = fused_difference(plain, session, removed.mask if removed else None)
-        if removed is not None:
-            plain = create(fused, self._options(target, "basic"), self._providers(target))
-            figures |= {"padding_max_difference": padding_difference(plain, session, removed.mask), "packed_nodes": float(removed.nodes)}
-            text = f"{removed.nodes} nodes leave out padding where it is more than {1 - WORTH_KEPT:.0%} of a batch"
-            notes.append(Note(text=text))
-        return figures, notes
 
     # Sessions
 

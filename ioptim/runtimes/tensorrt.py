@@ -155,7 +155,8 @@ class TensorRt(Runtime):
             example = f"axes: {{{unknown[0]}: [1, 8, 64]}}"
             raise StepError(f"the input {name} varies in {', '.join(unknown)}, whose sizes TensorRT must know: write `{example}`")
         return tuple(
-            tuple(size if size >= 0 else self.axes[str(axis)][which] for size, axis in zip(shape, names, strict=True)) for which in range(3)
+            tuple(size if size >= 0 else self.axes[str(axis)][which] for size, axis in zip(shape, names, strict=True))
+            for which in range(3)
         )
 
     def _keep_timing_cache(self, config: Any) -> None:

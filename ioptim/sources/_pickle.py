@@ -23,7 +23,7 @@ def refusal(path: Path, out: Path) -> str:
         f"s.save_file({{k: v.contiguous().clone() for k, v in t.items()}}, '{out}', {{'format': 'pt'}})"
     )
     return (
-        f'{path} is a pickle, which can run any code when it is loaded. Convert it, with tensors only: python -c "{code}"'
+        f"{path} is a pickle, which can run any code when it is loaded. Convert it, with tensors only: python -c \"{code}\""
         " or accept it with `allow_pickle: true`"
     )
 

@@ -64,7 +64,9 @@ def measure(
     return {name: Mean(exact / counts[name], rounded / counts[name]) for name, (exact, rounded) in sums.items()}
 
 
-def correct(quantized: onnx.ModelProto, original: onnx.ModelProto, layers: Sequence[Layer], means: Mapping[str, Mean]) -> Collection[str]:
+def correct(
+    quantized: onnx.ModelProto, original: onnx.ModelProto, layers: Sequence[Layer], means: Mapping[str, Mean]
+) -> Collection[str]:
     """Change the biases of these layers of a quantized graph in place; the names of those that were corrected.
 
     A layer without a bias has nowhere to put it. `original` is the float graph, which has the exact weights.

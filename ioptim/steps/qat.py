@@ -102,7 +102,9 @@ class QAT(Step):
         _settle(pupil, batches)
         before = near.distance()
         settings = self._settings(ctx)
-        run = Training(pupil, batches, near.loss, lambda: -near.distance(), batches.order(ctx.seed), settings, ctx.scratch, ctx.progress)
+        run = Training(
+            pupil, batches, near.loss, lambda: -near.distance(), batches.order(ctx.seed), settings, ctx.scratch, ctx.progress
+        )
         progress = run.run()
         simulated.end()
         (ctx.out / "model").mkdir()

@@ -1,11 +1,11 @@
 """The run folder: `<home>/runs/<run_id>/`. It is the truth about a run; every tracker can be filled from it again.
 
-run.json            the RunRecord, rewritten as a whole each time something ends
-recipe.yaml         the recipe as read
-report.html         written by the report
-logs/               captured output, one file per node
-owner.json          host, pid and start time of the process; there only while the run goes
-tracking.pending    an empty file, there while the run still has to be uploaded
+    run.json            the RunRecord, rewritten as a whole each time something ends
+    recipe.yaml         the recipe as read
+    report.html         written by the report
+    logs/               captured output, one file per node
+    owner.json          host, pid and start time of the process; there only while the run goes
+    tracking.pending    an empty file, there while the run still has to be uploaded
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ def reap(home: Path) -> list[RunRecord]:
 def interrupted(run: RunRecord, finished: str) -> RunRecord:
     """The run as it is when it was ended from outside: what was running is INTERRUPTED, what had not begun is SKIPPED."""
     nodes = tuple(_interrupted_node(node) for node in run.nodes)
-    return run.model_copy(update={"status": Status.INTERRUPTED, "exit_code": ExitCode.INTERRUPTED, "finished": finished, "nodes": nodes})
+    return run.model_copy(
+        update={"status": Status.INTERRUPTED, "exit_code": ExitCode.INTERRUPTED, "finished": finished, "nodes": nodes}
+    )
 
 
 def _interrupted_node(node: NodeRecord) -> NodeRecord:

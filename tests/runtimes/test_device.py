@@ -20,10 +20,12 @@ from ioptim.runtimes.torch import Torch
 def test_gpu_that_is_not_there(runtime: Runtime, target_of: Callable[..., Target], no_gpu: Hardware, one_gpu: Hardware) -> None:
     instead = "choose another runtime" if isinstance(runtime, TensorRt) else "write `device: cpu`"
     assert runtime.check(target_of(runtime, "gpu"), no_gpu) == [
-        f"the target here asks for gpu; no NVIDIA GPU is found here (nvidia-smi lists none): {instead}, or run on a machine that has one"
+        f"the target here asks for gpu; no NVIDIA GPU is found here (nvidia-smi lists none): {instead}, or run on a machine"
+        " that has one"
     ]
     assert runtime.check(target_of(runtime, "gpu:1"), one_gpu) == [
-        "the target here asks for gpu:1; this machine has gpu:0 NVIDIA L4: write `device: gpu:0`, or run on a machine that has one"
+        "the target here asks for gpu:1; this machine has gpu:0 NVIDIA L4: write `device: gpu:0`, or run on a machine that"
+        " has one"
     ]
 
 

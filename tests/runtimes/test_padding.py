@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from ioptim import non_finite
 from ioptim.core.artifact import ModelArtifact
 from ioptim.core.runtime import Target
-from ioptim.errors import StepError
-from ioptim.onnx_graph import count_ops, fuse_transformer, load_graph, save_graph
-from ioptim.onnx_padding import SWITCH, remove_padding
-from ioptim.runtimes import _onnx_compare
+from ioptim.onnx_graph import count_ops, fuse_transformer, load_graph, nodes_of, save_graph
+from ioptim.onnx_padding import SWITCH, Removed, remove_padding, without_switch
+from ioptim.runtimes import onnxruntime
 from ioptim.runtimes.onnxruntime import OnnxRuntime
 
 pytestmark = pytest.mark.integration
@@ -96,11 +96,13 @@ def test_the_token_that_a_classifier_reads_is_computed_even_if_it_is_masked(
 
 def test_in_int8_padding_does_not_reach_the_tokens_that_count(int8: ModelArtifact, compiled: Any) -> None:
     outcome, artifact, session = compiled(OnnxRuntime(), int8)
-    alone = {"input_ids": np.arange(3, 8)[None], "attention_mask": np.ones((1, 5), np.int64)}
+    alone = {"input_ids": np.arange(3, 13).reshape(2, 5), "attention_mask": np.ones((2, 5), np.int64)}
     padded = {name: np.pad(array, ((0, 0), (0, 4))) for name, array in alone.items()}
     wanted, given = (session.run(feeds)["last_hidden_state"] for feeds in (alone, padded))
     np.testing.assert_allclose(given[:, :5], wanted, atol=0.02)
     assert outcome.metrics["int8_products"] == 8, "each counted once, though the file has two ways to compute it"
+    kinds = [node.op_type for node in nodes_of(load_graph(artifact.model_path).graph, both=True)]
+    assert kinds.count("DynamicQuantizeMatMul") == 6 + 8 and "MatMul" not in kinds, "int8 in both"
     assert outcome.metrics["padding_max_difference"] < 1e-3
     assert [note.text for note in outcome.notes if "padding" in note.text] == [
         f"{outcome.metrics['packed_nodes']:g} nodes leave out padding where it is more than 15% of a batch"
@@ -124,9 +126,23 @@ def test_what_is_profiled_is_what_ran(bert: ModelArtifact, target_of: Callable[.
     assert all(layer.name.startswith("packed/") for layer in packed.layers if layer.operator == "LayerNormalization")
 
 
-@pytest.mark.parametrize("change", ["fixed length", "old opset", "no mask", "two masks", "looks back only", "other weights"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "fixed length",
+        "old opset",
+        "no mask",
+        "two masks",
+        "mask of lengths",
+        "mask as output",
+        "looks back only",
+        "other weights",
+        "float16 output",
+        "a body inside",
+    ],
+)
 def test_what_is_not_known_is_left_alone(bert: ModelArtifact, tmp_path: Path, change: str) -> None:
-    from onnx import helper
+    from onnx import helper, numpy_helper
 
     fused = tmp_path / "fused.onnx"
     fuse_transformer(bert.model_path, fused)
@@ -142,6 +158,22 @@ def test_what_is_not_known_is_left_alone(bert: ModelArtifact, tmp_path: Path, ch
                 node.input[3] = ""
         case "two masks":
             attention[0].input[3] = "other"
+        case "mask of lengths":
+            model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
+            summed = helper.make_node("ReduceSum", [attention[0].input[3], "axis"], ["lengths"], keepdims=0)
+            model.graph.node.insert(list(model.graph.node).index(attention[0]), summed)
+            for node in model.graph.node:
+                if node.op_type == "Attention":
+                    node.input[3] = "lengths"
+        case "mask as output":
+            model.graph.output.append(helper.make_tensor_value_info(attention[0].input[3], 6, ["batch", "sequence"]))
+        case "float16 output":
+            model.graph.output[0].type.tensor_type.elem_type = 10
+        case "a body inside":
+            body = helper.make_graph(
+                [helper.make_node("Abs", ["input_ids"], ["y"])], "b", [], [helper.make_tensor_value_info("y", 7, None)]
+            )
+            model.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=body, else_branch=body))
         case "looks back only":
             attention[0].attribute.append(helper.make_attribute("unidirectional", 1))
         case "other weights":
@@ -151,26 +183,104 @@ def test_what_is_not_known_is_left_alone(bert: ModelArtifact, tmp_path: Path, ch
     assert model.SerializeToString() == before
 
 
-def test_a_graph_that_computes_something_else_is_refused(
-    bert: ModelArtifact, target_of: Callable[..., Target], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = OnnxRuntime._remove_padding
+def wrongly_packed(model: Any) -> Removed | None:
+    """Every token has the place of the first."""
+    removed = remove_padding(model)
+    (switch,) = [node for node in model.graph.node if node.name == SWITCH]
+    branch = next(attribute.g for attribute in switch.attribute if attribute.name == "else_branch")
+    place = next(node for node in branch.node if node.name == "packed/padding_before")
+    place.input[1] = place.input[0]
+    return removed
 
-    def wrong(self: OnnxRuntime, source: Path, target: Target, scratch: Path) -> Any:
-        packed, removed = real(self, source, target, scratch)
-        model = load_graph(packed)
-        (switch,) = [node for node in model.graph.node if node.name == SWITCH]
-        branch = next(attribute.g for attribute in switch.attribute if attribute.name == "else_branch")
-        place = next(node for node in branch.node if node.name == "packed/padding_before")
-        place.input[1] = place.input[0]  # every token has the place of the first
-        save_graph(model, packed)
-        return packed, removed
 
-    monkeypatch.setattr(OnnxRuntime, "_remove_padding", wrong)
-    monkeypatch.setattr(_onnx_compare, "FUSION_TOLERANCE", 10)
-    (tmp_path / "out").mkdir()
-    with pytest.raises(StepError, match=r"without padding the model's outputs differ by .* set `remove_padding: false`"):
-        OnnxRuntime().compile(bert, target_of(OnnxRuntime()), tmp_path / "out")
+def test_a_model_that_would_answer_otherwise_keeps_its_padding(bert: ModelArtifact, compiled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "remove_padding", wrongly_packed)
+    outcome, artifact, _ = compiled(OnnxRuntime(), bert)
+    (note,) = [note for note in outcome.notes if "padding" in note.text]
+    assert note.level.value == "warning"
+    assert note.text.startswith("padding is computed too, for without it this model would answer otherwise: outputs differ by ")
+    assert "If" not in count_ops(artifact.model_path)
+    assert "packed_nodes" not in outcome.metrics
+
+
+@pytest.mark.parametrize("read", ["mean of all", "masked mean", "last token", "two axes", "both"])
+def test_outputs_of_every_kind(bert: ModelArtifact, target_of: Callable[..., Target], compiled: Any, tmp_path: Path, read: str) -> None:
+    """What a model computes of its hidden states, padding included, is what it was."""
+    from onnx import helper, numpy_helper
+
+    model = load_graph(bert.model_path)
+    states = model.graph.output[0].name
+    constants = {"tokens_axis": np.array([1]), "width_axis": np.array([2]), "last": np.array(-1), "root": np.array(0)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    nodes, shape = {
+        "mean of all": ([helper.make_node("ReduceMean", [states, "tokens_axis"], ["out"], keepdims=0)], ["batch", 64]),
+        "masked mean": (
+            [
+                helper.make_node("Cast", ["attention_mask"], ["kept"], to=1),
+                helper.make_node("Unsqueeze", ["kept", "width_axis"], ["columns"]),
+                helper.make_node("Mul", [states, "columns"], ["counted"]),
+                helper.make_node("ReduceSum", ["counted", "tokens_axis"], ["out"], keepdims=0),
+            ],
+            ["batch", 64],
+        ),
+        "last token": ([helper.make_node("Gather", [states, "last"], ["out"], axis=1)], ["batch", 64]),
+        "two axes": ([helper.make_node("Gather", [states, "root"], ["out"], axis=2)], ["batch", "sequence"]),
+        "both": ([helper.make_node("Gather", [states, "root"], ["out"], axis=1)], ["batch", 64]),
+    }[read]
+    model.graph.node.extend(nodes)
+    output = helper.make_tensor_value_info("out", 1, shape)
+    if read == "both":
+        model.graph.output.append(output)
+    else:
+        model.graph.output[0].CopyFrom(output)
+    (folder := tmp_path / "reads").mkdir()
+    save_graph(model, folder / "model.onnx")
+    artifact = bert.model_copy(update={"path": folder, "outputs": ()})
+    outcome, _, session = compiled(OnnxRuntime(), artifact)
+    unfused = OnnxRuntime(graph_optimization="off", fusions=False).open(artifact, target_of(OnnxRuntime()))
+    for padding in MASKS:
+        feeds = feeds_of(padding)
+        counts = feeds["attention_mask"] == 1
+        wanted, given = unfused.run(feeds), session.run(feeds)
+        for name in wanted:
+            rows = counts if wanted[name].shape[:2] == counts.shape else ...
+            np.testing.assert_allclose(given[name][rows], wanted[name][rows], atol=1e-5)
+    assert ("packed_nodes" in outcome.metrics) == (read not in ("mean of all", "last token")), "padding has an effect in these"
+
+
+def test_attention_without_fused_embeddings_reads_its_mask_too(bert: ModelArtifact, plain: Any, compiled: Any, tmp_path: Path) -> None:
+    """As in models whose embeddings ONNX Runtime does not know: positions that begin elsewhere."""
+    from onnx import numpy_helper
+
+    model = load_graph(bert.model_path)
+    sums = [node for node in model.graph.node if node.op_type == "Add"]
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "nothing"))
+    words = next(node for node in model.graph.node if node.op_type == "Gather" and node.input[1] == "input_ids")
+    reader = next(node for node in sums if words.output[0] in node.input)
+    model.graph.node.insert(
+        list(model.graph.node).index(reader), type(words)(op_type="Mul", input=[words.output[0], "one"], output=["scaled"], name="scaled")
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1.0, np.float32), "one"))
+    reader.input[list(reader.input).index(words.output[0])] = "scaled"
+    (folder := tmp_path / "other").mkdir()
+    save_graph(model, folder / "model.onnx")
+    outcome, _, session = compiled(OnnxRuntime(), bert.model_copy(update={"path": folder}))
+    assert outcome.metrics["fused_nodes.Attention"] == 2 and "fused_nodes.EmbedLayerNormalization" not in outcome.metrics
+    for padding in MASKS:
+        feeds = feeds_of(padding)
+        counts = feeds["attention_mask"] == 1
+        wanted, given = (one.run(feeds)["last_hidden_state"] for one in (plain, session))
+        np.testing.assert_allclose(given[counts], wanted[counts], atol=1e-5)
+
+
+def test_where_infinity_begins_is_found_in_a_compiled_model(bert: ModelArtifact, compiled: Any) -> None:
+    _, artifact, _ = compiled(OnnxRuntime(), bert)
+    model = load_graph(artifact.model_path)
+    without_switch(model)
+    assert not [node for node in model.graph.node if node.op_type == "If"]
+    layers = list(non_finite._of_onnx(artifact, feeds_of("at the end")))
+    assert {"Attention", "LayerNormalization"} <= {layer.operator for layer in layers}
+    assert not any(layer.output for layer in layers)
 
 
 def test_without_padding_removed_there_is_one_way_to_compute(bert: ModelArtifact, compiled: Any) -> None:

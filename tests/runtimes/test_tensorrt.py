@@ -53,7 +53,9 @@ def test_shapes_of_the_profile() -> None:
 def test_an_axis_without_sizes() -> None:
     with pytest.raises(StepError) as caught:
         TensorRt().shapes("x", (-1, 3, -1), INPUTS)
-    assert str(caught.value) == ("the input x varies in width, whose sizes TensorRT must know: write `axes: {width: [1, 8, 64]}`")
+    assert str(caught.value) == (
+        "the input x varies in width, whose sizes TensorRT must know: write `axes: {width: [1, 8, 64]}`"
+    )
 
 
 @pytest.mark.device

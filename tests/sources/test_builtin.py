@@ -38,7 +38,9 @@ def test_definitions_share_no_text_with_retrieval() -> None:
 
 def test_a_split_must_be_named() -> None:
     assert source("builtin:retrieval").check() == ["builtin:retrieval: name the split; it has test, calibration"]
-    assert source("builtin:retrieval", split="train").check() == ["builtin:retrieval: there is no split 'train'; it has test, calibration"]
+    assert source("builtin:retrieval", split="train").check() == [
+        "builtin:retrieval: there is no split 'train'; it has test, calibration"
+    ]
 
 
 def test_an_unknown_name() -> None:

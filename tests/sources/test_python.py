@@ -163,7 +163,9 @@ def test_the_artifact_opens_where_its_source_is_gone(small: Path, tmp_path: Path
     assert [(s.name, s.dtype, s.shape) for s in outcome.written.outputs] == [("logits", "float32", ("batch", 3))]
     assert outcome.written.facts["loader"] == {"kind": "factory", "factory": "small.net:build", "code": "code"}
     assert outcome.written.facts["parameters"] == 12 * 8 + 8 + 8 * 3 + 3
-    assert [note.text for note in outcome.notes] == ["no `weights` were given: the module keeps those its factory made (random seed 0)"]
+    assert [note.text for note in outcome.notes] == [
+        "no `weights` were given: the module keeps those its factory made (random seed 0)"
+    ]
     seal(ModelArtifact(path=tmp_path / "model", **outcome.written.model_dump()))
     shutil.rmtree(small)
     shutil.move(tmp_path / "model", tmp_path / "moved")

@@ -31,7 +31,9 @@ def test_truncated(tmp_path: Path, safetensors: Write) -> None:
     whole = safetensors({"a": (20, 30)})
     path.write_bytes(whole[:-100])
     size = len(whole)
-    assert problem(path) == (f"{path} is truncated: its header says {size:,} bytes, the file has {size - 100:,}. Copy or download it again")
+    assert problem(path) == (
+        f"{path} is truncated: its header says {size:,} bytes, the file has {size - 100:,}. Copy or download it again"
+    )
     path.write_bytes(whole[:40])
     assert problem(path).startswith(f"{path} is truncated: its header alone has ")
     path.write_bytes(whole + b"more")

@@ -310,7 +310,7 @@ def test_multi_stream_asks_for_several_rows_at_once(tmp_path: Path) -> None:
 def test_the_padded_share_is_told(measured: tuple[Outcome, FakeContext]) -> None:
     outcome, _ = measured
     assert outcome.facts["scenarios"]["offline"]["padded_share"] == 0.25
-    assert "offline: 25% of the tokens computed were padding" in texts(outcome)
+    assert "offline: 25% of the tokens in a batch were padding" in texts(outcome)
     assert not [text for text in texts(outcome) if text.startswith("single-stream: 0%")]
 
 

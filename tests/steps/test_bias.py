@@ -34,7 +34,9 @@ def feeds_of(model: ModelArtifact, ctx: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("bias", ["Add", "Gemm"])
-def test_a_linear_layer_is_right_on_average(make_onnx: Callable[..., ModelArtifact], context: Callable[..., Any], bias: str) -> None:
+def test_a_linear_layer_is_right_on_average(
+    make_onnx: Callable[..., ModelArtifact], context: Callable[..., Any], bias: str
+) -> None:
     import numpy as np
     from onnx import helper
 

@@ -90,7 +90,9 @@ def test_a_value_that_others_read_gets_a_mul(
     assert (Editing(graph).value(nodes_after["left"].input[1]) == weights["w"]).all()
 
 
-def test_a_normalization_and_an_attention_take_it(tiny_bert_onnx: ModelArtifact, context: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_normalization_and_an_attention_take_it(
+    tiny_bert_onnx: ModelArtifact, context: Callable[..., Any], tmp_path: Path
+) -> None:
     """In BERT the outputs of attention are smoothed for nothing, by the value projections."""
     from ioptim.onnx_graph import load_graph
     from ioptim.steps._layers import find_layers

@@ -74,7 +74,7 @@ class Taken:
         """What a reader must know before believing a figure."""
         notes = [*self._unstable(), *self._unfinished()]
         if share := self.padded_share():
-            notes.append(Note(text=f"{self.scenario}: {share:.0%} of the tokens computed were padding"))
+            notes.append(Note(text=f"{self.scenario}: {share:.0%} of the tokens in a batch were padding"))
         for text in timing.disturbances(self.conditions):
             notes.append(Note(text=f"{self.scenario}: {text}", level=Level.WARNING))
         return [*notes, *self._too_few()]

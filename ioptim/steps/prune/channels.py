@@ -385,7 +385,6 @@ def _running(module: Any) -> Iterator[list[str]]:
     stack: list[str] = []
     hooks = []
     for name, child in module.named_modules():
-
         def enter(_: Any, __: Any, name: str = name) -> None:
             stack.append(name)
 

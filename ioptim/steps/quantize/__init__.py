@@ -316,3 +316,4 @@ def _is_tensorrt(target: Target) -> bool:
 
 def _is_x86_onnxruntime(target: Target, where: Where) -> bool:
     return target.device == "cpu" and target.runtime.runtime == "onnxruntime" and "avx2" in where.hardware.cpu_flags
+

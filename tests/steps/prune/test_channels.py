@@ -120,7 +120,9 @@ def test_channels_that_say_nothing_are_those_that_go(own: Own, prune: Run, impor
     outcome, model = prune(source, channels={"pruning_ratio": {"block.conv1": 0.5}, "recalibrate": False}, importance=importance)
     assert torch.allclose(answers(model), answers(source), atol=1e-5)
     assert widths(model)["block.conv1.weight"] == (8, 16) and widths(model)["stem.weight"] == (16, 1)
-    assert outcome.notes[0].text == ("channels: 4 of 5 groups of layers stay whole (ratio and round_to): stem, branch, merge, head")
+    assert outcome.notes[0].text == (
+        "channels: 4 of 5 groups of layers stay whole (ratio and round_to): stem, branch, merge, head"
+    )
 
 
 @pytest.mark.integration

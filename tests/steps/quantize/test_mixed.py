@@ -101,7 +101,9 @@ def test_nothing_stays_where_all_meet_the_bound(fragile: ModelArtifact, context:
 def test_a_bound_that_no_int8_meets_is_an_error(fragile: ModelArtifact, context: Callable[..., Any]) -> None:
     with pytest.raises(StepError) as caught:
         run(fragile, context(), mixed_precision={"max_drop": 1e-12, "rows": 16})
-    assert str(caught.value).startswith("mixed_precision: max_drop 1e-12 is met by no model with a layer in int8. All in int8 cost 0.")
+    assert str(caught.value).startswith(
+        "mixed_precision: max_drop 1e-12 is met by no model with a layer in int8. All in int8 cost 0."
+    )
     assert str(caught.value).endswith("Allow more, or leave this step out")
 
 

@@ -230,7 +230,7 @@ def test_static_quantizes_a_bert_but_not_its_scores(tiny_bert_onnx: ModelArtifac
     assert outcome.metrics["calibration_samples"] == 8
     assert [note.text for note in outcome.notes] == [
         "biases corrected: 12 of 14 layers with a matrix",  # torch exported the others without: all were zero
-        "4 MatMul left in float: multiplies two computed values, there is no weight (node_matmul, node_matmul_1, node_matmul_2 and 1 more)",
+        "4 MatMul left in float: multiplies two computed values, there is no weight (node_matmul, node_matmul_1, node_matmul_2 and 1 more)"
     ]
 
 
@@ -372,7 +372,9 @@ def test_a_model_that_computes_no_numbers_is_refused(make_onnx: Callable[..., Mo
 
 @pytest.mark.integration
 @pytest.mark.parametrize("scheme", ["int8-dynamic", "float16"])
-def test_weights_that_hold_nan_are_named(make_onnx: Callable[..., ModelArtifact], context: Callable[..., Any], scheme: str) -> None:
+def test_weights_that_hold_nan_are_named(
+    make_onnx: Callable[..., ModelArtifact], context: Callable[..., Any], scheme: str
+) -> None:
     import numpy as np
     from onnx import helper
 
