@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import importlib
 import json
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     quiet_environment()
     signal.signal(signal.SIGTERM, _terminated)
+    atexit.register(gc.freeze)  # Prefect and MLflow leave a million objects: looking through them before they go takes half a second
     gc.disable()  # what an import makes stays: to look for garbage among it is a tenth of the time
     command = importlib.import_module(f"ioptim.commands.{args.module}")
     gc.enable()
