@@ -162,7 +162,6 @@ def serve(listening: int, parent: int) -> None:
     gc.enable()
     config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=3)
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=listening)])
-    gc.freeze()  # what is left goes with the process
 
 
 def _die_with(parent: int) -> None:
