@@ -1,16 +1,16 @@
 """No work on padding: encoders that compute, of a batch of texts with much padding, the other tokens alone.
 
-Texts of a batch have different lengths and are padded to the longest. What computes token by token (products with weights,
-normalization, activation: most of an encoder's time) does not need the padding. Here the tokens that count are gathered from all texts,
-(batch, tokens, width) to (those, width), and attention, which must know what belongs together, is given its texts back. In batches of mixed
-lengths that saves up to half of the time; a text alone has no padding, and the gathering is in vain: a graph gets both ways to compute.
+Texts of a batch have different lengths and are padded to the longest. Here the tokens that count are gathered from all texts, (batch,
+tokens, width) to (those, width). What computes token by token (products with weights, normalization, activation) goes on with these; attention,
+which must know what belongs together, goes through them text by text. In batches of mixed lengths that saves more than half of the time; a
+text alone has no padding, and the gathering is in vain: a graph gets both ways to compute.
 
 Source: Zhai et al., ByteTransformer (arXiv:2210.03052), there for GPUs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +24,17 @@ ATTENTION = {"Attention": 3, "QAttention": 5}
 """Fused attention (com.microsoft), and where it reads its mask."""
 
 SWITCH, WORTH_KEPT = "padding_switch", 0.85
-"""The node that decides between the two ways to compute, and the share of tokens that count from which on all are computed: gathering costs
-an int8 encoder of six layers some 12 % of its time at batch 1."""
+"""The node that decides between the two ways to compute, and the share of tokens that count from which on all are computed."""
 
-OPSET, FLOAT, BOOL, INT64 = 13, 1, 9, 7
+OPSET, FLOAT, INT32, INT64, BOOL = 13, 1, 6, 7, 9
 """The first opset with all operators used here; data types of ONNX."""
 
 COUNTS, KEPT, PLACE = "padding_counts", "padding_kept", "padding_place"
-"""Values that are added: which tokens count, (batch, tokens); where they are in the batch, (those,); which of those stands where, (batch,
+"""Values that are added: which tokens count, (batch, tokens); where they are in the batch, (those,); which of them stands where, (batch,
 tokens)."""
+
+STARTS, ENDS, TEXTS, KEYS = "padding_starts", "padding_ends", "padding_texts", "padding_keys"
+"""Where each text's tokens begin among those and where they end, (batch,); how many texts there are; the mask of those, (those,)."""
 
 _ONE_INPUT = frozenset({"BiasGelu", "Cast", "Dropout", "Erf", "FastGelu", "Gelu", "Identity", "Relu", "Sigmoid", "Tanh"})
 """Operators that read tokens at their first input and compute each number by itself."""
@@ -150,10 +152,10 @@ def _switch(model: onnx.ModelProto, mask: str, packed: Sequence[onnx.NodeProto])
     graph.initializer.append(numpy_helper.from_array(np.array(WORTH_KEPT, np.float32), "padding_worth"))
     nodes = [
         *map(_copy, before),
-        helper.make_node("Cast", [mask], [COUNTS], COUNTS, to=BOOL),
-        helper.make_node("Cast", [COUNTS], ["padding_ones"], "padding_ones", to=FLOAT),
-        helper.make_node("ReduceMean", ["padding_ones"], ["padding_share"], "padding_share", keepdims=0),
-        helper.make_node("GreaterOrEqual", ["padding_share", "padding_worth"], ["padding_little"], "padding_little"),
+        _node("Cast", [mask], "padding_mask", to=BOOL),
+        _node("Cast", ["padding_mask"], "padding_mask_numbers", to=FLOAT),
+        _node("ReduceMean", ["padding_mask_numbers"], "padding_share", keepdims=0),
+        _node("GreaterOrEqual", ["padding_share", "padding_worth"], "padding_little"),
         helper.make_node(
             "If",
             ["padding_little"],
@@ -186,13 +188,21 @@ def _body(graph: onnx.GraphProto, name: str, nodes: list[onnx.NodeProto]) -> onn
         node.name = node.name or next(value for value in node.output if value)
     produced = {value for node in nodes for value in node.output if value and (name == "packed" or value in outputs)}
     for node in nodes:
-        node.input[:] = [f"{name}/{value}" if value in produced else value for value in node.input]
+        for inner in (node, *(one for attribute in node.attribute for one in attribute.g.node)):  # a loop's body reads values from here
+            inner.input[:] = [f"{name}/{value}" if value in produced else value for value in inner.input]
+            inner.name = f"{name}/{inner.name}" if name == "packed" else inner.name
         node.output[:] = [f"{name}/{value}" if value in produced else value for value in node.output]
-        node.name = f"{name}/{node.name}" if name == "packed" else node.name
     ends = [_copy(value) for value in graph.output]
     for value in ends:
         value.name = f"{name}/{value.name}"
     return helper.make_graph(nodes, name, [], ends)
+
+
+def _node(op_type: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: object) -> onnx.NodeProto:
+    """A node with one output, by whose name it goes."""
+    from onnx import helper
+
+    return helper.make_node(op_type, list(inputs), [output], output, domain=domain, **attributes)
 
 
 def _copy(proto: Any) -> Any:
@@ -242,7 +252,8 @@ class _Packing:
             if node.op_type == "Mul" and all(map(self._is_same, node.input)):
                 self.same.update(node.output)
         for name in set(node.output) & set(self.texts) - self.packed.keys():
-            self._pack(name, name)
+            flat = self._add("Flatten", [name], f"{name}_flat", axis=2)
+            self.packed[name] = self._add("Gather", [flat, KEPT], f"{name}_packed")
             self.whole.add(name)
 
     def finished(self) -> list[onnx.NodeProto]:
@@ -301,7 +312,7 @@ class _Packing:
         self._add("Gather", [tokens, node.output[0]], name)
 
     def _attend(self, node: onnx.NodeProto) -> None:
-        """Query, keys and values of the tokens that count, attention in whole texts, and again the tokens that count."""
+        """Query, keys and values of the tokens that count, and attention over each text's."""
         import numpy as np
         from onnx import helper
 
@@ -316,13 +327,41 @@ class _Packing:
         states = self._add("Add", [product, node.input[2]], f"{name}_states") if node.input[2] else product
         thirds = self._constant(np.array([self.weights[weight].dims[1] // 3] * 3))
         parts = [f"{name}_{part}" for part in ("query", "key", "value")]
-        self.nodes.append(helper.make_node("Split", [states, thirds], [f"{part}_packed" for part in parts], f"{name}_split", axis=-1))
-        for part in parts:
-            self._add("Gather", [f"{part}_packed", PLACE], part)
+        self.nodes.append(helper.make_node("Split", [states, thirds], parts, f"{name}_split", axis=-1))
         kept = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in ("num_heads", "mask_filter_value", "scale")}
-        attended = self._add("MultiHeadAttention", [*parts, "", self.mask], f"{name}_attended", domain="com.microsoft", **kept)
-        self._pack(name, attended)
+        self.packed[name] = self._text_by_text(name, parts, kept)
         self.count += 1
+
+    def _text_by_text(self, name: str, parts: Sequence[str], attributes: Mapping[str, Any]) -> str:
+        """Attention over the tokens of each text, one text after the other: from three times (tokens that count, width) to one.
+
+        The mask is for a first token that counts though it is masked; there are no others.
+        """
+        import numpy as np
+        from onnx import helper
+
+        axis, inside = self._constant(np.array([0])), f"{name}_text/"
+        body = [
+            _node("Unsqueeze", [f"{inside}number", axis], f"{inside}text"),
+            _node("Gather", [STARTS, f"{inside}text"], f"{inside}start"),
+            _node("Gather", [ENDS, f"{inside}text"], f"{inside}end"),
+        ]
+        for read in (*parts, KEYS):
+            body.append(_node("Slice", [read, f"{inside}start", f"{inside}end", axis], f"{inside}{read}_tokens"))
+            body.append(_node("Unsqueeze", [f"{inside}{read}_tokens", axis], f"{inside}{read}"))
+        query, key, value, mask = (f"{inside}{read}" for read in (*parts, KEYS))
+        body += [
+            _node("MultiHeadAttention", [query, key, value, "", mask], f"{inside}attended", domain="com.microsoft", **attributes),
+            _node("SequenceInsert", [f"{inside}before", f"{inside}attended"], f"{inside}after"),
+            _node("Identity", [f"{inside}go"], f"{inside}on"),
+        ]
+        sequences = [helper.make_tensor_sequence_value_info(f"{inside}{when}", FLOAT, None) for when in ("before", "after")]
+        given = [(f"{inside}number", INT64), (f"{inside}go", BOOL), (f"{inside}on", BOOL)]
+        number, go, on = (helper.make_tensor_value_info(value, kind, []) for value, kind in given)
+        graph = helper.make_graph(body, f"{name}_text", [number, go, sequences[0]], [on, sequences[1]])
+        nothing = self._add("SequenceEmpty", [], f"{name}_nothing", dtype=FLOAT)
+        texts = self._add("Loop", [TEXTS, "", nothing], f"{name}_texts_attended", body=graph)
+        return self._add("Squeeze", [self._add("ConcatFromSequence", [texts], f"{name}_row", axis=1), axis], f"{name}_packed")
 
     # From whole texts to the tokens that count, and back
 
@@ -334,23 +373,27 @@ class _Packing:
         """
         import numpy as np
 
-        zero, one = self._constant(np.array(0)), self._constant(np.array(1))
-        shape = self._add("Shape", [COUNTS], "padding_shape")
+        zero, one, tokens_axis = self._constant(np.array(0)), self._constant(np.array(1)), self._constant(np.array([TOKENS]))
+        everything = self._constant(np.array([-1]))
+        mask = self._add("Cast", [self.mask], COUNTS, to=BOOL)
+        shape = self._add("Shape", [mask], "padding_shape")
         tokens = self._add("Gather", [shape, one], "padding_tokens")
         first = self._add("Equal", [self._add("Range", [zero, tokens, one], "padding_positions"), zero], "padding_first")
-        numbers = self._add("Cast", [COUNTS], "padding_numbers", to=INT64)
-        total = self._add("ReduceSum", [numbers, self._constant(np.array([TOKENS]))], "padding_total", keepdims=1)
+        total = self._add("ReduceSum", [self._add("Cast", [mask], "padding_numbers", to=INT64), tokens_axis], "padding_total", keepdims=1)
         anyway = self._add("Or", [first, self._add("Equal", [total, zero], "padding_empty")], "padding_anyway")
-        read = self._add("Or", [COUNTS, anyway], "padding_read")
-        flat = self._add("Reshape", [read, self._constant(np.array([-1]))], "padding_flat")
-        self._add("Squeeze", [self._add("NonZero", [flat], "padding_found"), self._constant(np.array([0]))], KEPT)
-        ordinal = self._add("CumSum", [self._add("Cast", [flat], "padding_steps", to=INT64), zero], "padding_ordinal")
-        before = self._add("Sub", [ordinal, one], "padding_before")
-        self._add("Reshape", [before, shape], PLACE)
+        read = self._add("Cast", [self._add("Or", [mask, anyway], "padding_read")], "padding_ones", to=INT64)
 
-    def _pack(self, name: str, texts: str) -> None:
-        """`name` goes on as the tokens that count of `texts`."""
-        self.packed[name] = self._add("Gather", [self._add("Flatten", [texts], f"{name}_flat", axis=2), KEPT], f"{name}_packed")
+        lengths = self._add("ReduceSum", [read, tokens_axis], "padding_lengths", keepdims=0)
+        ends = self._add("CumSum", [lengths, zero], ENDS)
+        self._add("Sub", [ends, lengths], STARTS)
+        self._add("Gather", [shape, zero], TEXTS)
+
+        flat = self._add("Reshape", [read, everything], "padding_flat")
+        self._add("Squeeze", [self._add("NonZero", [flat], "padding_found"), self._constant(np.array([0]))], KEPT)
+        before = self._add("Sub", [self._add("CumSum", [flat, zero], "padding_ordinal"), one], "padding_before")
+        self._add("Reshape", [before, shape], PLACE)
+        keys = self._add("Cast", [self._add("Reshape", [mask, everything], "padding_mask_flat")], "padding_all_keys", to=INT32)
+        self._add("Gather", [keys, KEPT], KEYS)
 
     def _spread(self, name: str) -> str:
         """The tokens of `name` in whole texts, with another token's values at padding: for attention, which is told what counts."""
@@ -363,13 +406,12 @@ class _Packing:
         import numpy as np
 
         if name not in self.whole:
-            ones = self._add("Unsqueeze", ["padding_ones", self._constant(np.array([2]))], f"{name}_ones")
-            self.whole.add(self._add("Mul", [self._spread(name), ones], name))
+            counts = self._add("Cast", [COUNTS], f"{name}_counts", to=FLOAT)
+            columns = self._add("Unsqueeze", [counts, self._constant(np.array([2]))], f"{name}_columns")
+            self.whole.add(self._add("Mul", [self._spread(name), columns], name))
 
     def _add(self, op_type: str, inputs: Sequence[str], name: str, domain: str = "", **attributes: object) -> str:
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(op_type, list(inputs), [name], name=name, domain=domain, **attributes))
+        self.nodes.append(_node(op_type, inputs, name, domain, **attributes))
         return name
 
     def _constant(self, value: np.ndarray) -> str:
