@@ -1,9 +1,9 @@
 """No work on padding: encoders that compute, of a batch of texts with much padding, the other tokens alone.
 
 Texts of a batch have different lengths and are padded to the longest. Here the tokens that count are gathered from all texts, (batch,
-tokens, width) to (those, width). What computes token by token (products with weights, normalization, activation) goes on with these; attention,
-which must know what belongs together, goes through them text by text. In batches of mixed lengths that saves more than half of the time; a
-text alone has no padding, and the gathering is in vain: a graph gets both ways to compute.
+tokens, width) to (those, width). What computes token by token (products with weights, normalization, activation) goes on with these;
+attention, which must know what belongs together, goes through them text by text. In batches of mixed lengths that saves more than half of
+the time; a text alone has no padding, and the gathering is in vain: a graph gets both ways to compute.
 
 Source: Zhai et al., ByteTransformer (arXiv:2210.03052), there for GPUs.
 """
