@@ -150,7 +150,9 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="folder with train.tsv, dev.tsv and test.tsv, for sst2")
     args = parser.parse_args()
     job, workdir = JOBS[args.job](args), args.workdir.absolute()
-    trained = dict(pair.split("=", 1) for pair in args.trained)
+    trained = dict(pair.partition("=")[::2] for pair in args.trained)
+    if unknown := trained.keys() - job.ours.keys():
+        parser.error(f"--trained names {', '.join(unknown)}; there are {', '.join(job.ours)}")
     found = [*peers(job, workdir), *ours(job, workdir, args.only, trained)]
     contenders = [one for one in found if not args.only or one.name in args.only]
     print(machine())

@@ -23,18 +23,17 @@ if TYPE_CHECKING:
 ATTENTION = {"Attention": 3, "QAttention": 5}
 """Fused attention (com.microsoft), and where it reads its mask."""
 
-SWITCH, WORTH_KEPT = "padding_switch", 0.85
-"""The node that decides between the two ways to compute, and the share of tokens that count from which on all are computed."""
+SWITCH, TOO_LITTLE = "padding/switch", 0.15
+"""The node that decides between the two ways to compute, and the share of padding up to which everything is computed."""
 
-OPSET, FLOAT, INT32, INT64, BOOL = 13, 1, 6, 7, 9
+OPSET, FLOAT, INT64, BOOL = 13, 1, 7, 9
 """The first opset with all operators used here; data types of ONNX."""
 
-COUNTS, KEPT, PLACE = "padding_counts", "padding_kept", "padding_place"
-"""Values that are added: which tokens count, (batch, tokens); where they are in the batch, (those,); which of them stands where, (batch,
-tokens)."""
-
-STARTS, ENDS, TEXTS, KEYS = "padding_starts", "padding_ends", "padding_texts", "padding_keys"
-"""Where each text's tokens begin among those and where they end, (batch,); how many texts there are; the mask of those, (those,)."""
+COUNTS, KEPT, PLACES = "padding/counts", "padding/kept", "padding/places"
+STARTS, ENDS, NUMBER_OF_TEXTS = "padding/starts", "padding/ends", "padding/number_of_texts"
+"""Values that are added. With the mask [[1, 1, 0], [1, 0, 0]]: COUNTS is that, as truth values; KEPT, where the tokens that count are in
+the batch, [0, 1, 3]; PLACES, which of them stands where, [[0, 1, 1], [2, 2, 2]] (at padding the one before it); STARTS and ENDS of the
+texts among them, [0, 2] and [2, 3]; NUMBER_OF_TEXTS 2."""
 
 _ONE_INPUT = frozenset({"BiasGelu", "Cast", "Dropout", "Erf", "FastGelu", "Gelu", "Identity", "Relu", "Sigmoid", "Tanh"})
 """Operators that read tokens at their first input and compute each number by itself."""
@@ -48,17 +47,19 @@ _PRODUCTS = frozenset({"DynamicQuantizeMatMul", "MatMul", "MatMulInteger", "MatM
 
 @dataclass(frozen=True)
 class Removed:
-    """How many nodes compute only the tokens that count, in batches with much padding, and the input of the graph that says which count."""
+    """How many nodes compute only the tokens that count, in batches with much padding; the input of the graph that says which count; the
+    outputs that are 0 at padding then."""
 
     nodes: int
     mask: str
+    outputs: tuple[str, ...]
 
 
 def remove_padding(model: onnx.ModelProto) -> Removed | None:
     """Rewrite the graph in place so that batches with much padding compute the other tokens alone.
 
-    The graph decides at every call (`SWITCH`): where at least `WORTH_KEPT` of a batch counts it computes everything as it did, else only
-    the tokens that count, and hidden states that are outputs are then 0 at padding. Weights are there once.
+    The graph decides at every call (`SWITCH`): where at most `TOO_LITTLE` of a batch is padding, or a text's first token is (padding on
+    the left), it computes everything as it did, else only the tokens that count. Weights are there once.
 
     None, and nothing is changed, where attention is not fused to one of `ATTENTION` with one mask of (batch, tokens). Ranks of other values
     are not known here: what is token by token is told from the operators alone, so whoever calls compares outputs.
@@ -67,11 +68,12 @@ def remove_padding(model: onnx.ModelProto) -> Removed | None:
     if found is None:
         return None
     mask, given = found
-    packing = _Packing(model, mask, _texts(model))
+    packing = _Packing(model, mask, _attended(model))
     for node in model.graph.node:
         packing.take(node)
-    _switch(model, mask, packing.finished())
-    return Removed(packing.count, given)
+    nodes, outputs = packing.finished()
+    _switch(model, mask, nodes)
+    return Removed(packing.count, given, outputs)
 
 
 def without_switch(model: onnx.ModelProto) -> None:
@@ -82,13 +84,21 @@ def without_switch(model: onnx.ModelProto) -> None:
         return
     body = next(attribute.g for attribute in switch.attribute if attribute.name == "then_branch")
     ends = dict(zip((value.name for value in body.output), switch.output, strict=True))
-    nodes = [*map(_copy, graph.node), *map(_copy, body.node)]
+    nodes = [_copy(node) for node in (*graph.node, *body.node) if node.name != SWITCH]
     for node in nodes:
-        node.input[:] = [ends.get(name, name) for name in node.input]
-        node.output[:] = [ends.get(name, name) for name in node.output]
+        _rename(node, ends)
     graph.initializer.extend(map(_copy, body.initializer))
     del graph.node[:]
-    graph.node.extend(node for node in nodes if node.name != SWITCH)
+    graph.node.extend(nodes)
+
+
+# What can be rewritten
+
+
+def is_masked(model: onnx.ModelProto) -> bool:
+    """Whether some fused attention reads a mask: of an image there is none, and no padding."""
+    attentions = [node for node in model.graph.node if node.op_type in ATTENTION]
+    return any(len(node.input) > ATTENTION[node.op_type] and node.input[ATTENTION[node.op_type]] for node in attentions)
 
 
 def _mask_of(model: onnx.ModelProto) -> tuple[str, str] | None:
@@ -130,14 +140,17 @@ def _is_plain(model: onnx.ModelProto, attention: onnx.NodeProto) -> bool:
     return complete and not other and len(shape) == 2 and shape[1] % 3 == 0
 
 
-def _texts(model: onnx.ModelProto) -> frozenset[str]:
+def _attended(model: onnx.ModelProto) -> frozenset[str]:
     """The values of (batch, tokens, width) that attention reads, before they are quantized for it."""
     read = {node.input[0] for node in model.graph.node if node.op_type in ATTENTION}
     quantized = {node.input[0] for node in model.graph.node if node.op_type == "DynamicQuantizeLinear" and node.output[0] in read}
     return frozenset(read | quantized)
 
 
-def _switch(model: onnx.ModelProto, mask: str, packed: Sequence[onnx.NodeProto]) -> None:
+# Both ways in one graph
+
+
+def _switch(model: onnx.ModelProto, mask: str, packed: list[onnx.NodeProto]) -> None:
     """Put both ways to compute the graph into it: its nodes, and `packed`. What the mask is made of is before them."""
     import numpy as np
     from onnx import helper, numpy_helper
@@ -145,28 +158,60 @@ def _switch(model: onnx.ModelProto, mask: str, packed: Sequence[onnx.NodeProto])
     graph = model.graph
     before = _ancestors(graph.node, mask)
     made = {name for node in before for name in node.output}
-    bodies = {}
-    for name, nodes in (("padded", graph.node), ("packed", packed)):
-        own = [_copy(node) for node in nodes if not made & set(node.output)]
-        bodies[name] = _body(graph, name, own)
-    graph.initializer.append(numpy_helper.from_array(np.array(WORTH_KEPT, np.float32), "padding_worth"))
-    nodes = [
-        *map(_copy, before),
-        _node("Cast", [mask], "padding_mask", to=BOOL),
-        _node("Cast", ["padding_mask"], "padding_mask_numbers", to=FLOAT),
-        _node("ReduceMean", ["padding_mask_numbers"], "padding_share", keepdims=0),
-        _node("GreaterOrEqual", ["padding_share", "padding_worth"], "padding_little"),
-        helper.make_node(
-            "If",
-            ["padding_little"],
-            [value.name for value in graph.output],
-            SWITCH,
-            then_branch=bodies["padded"],
-            else_branch=bodies["packed"],
-        ),
+    whole = [_copy(node) for node in graph.node if not made & set(node.output)]
+    packed = [node for node in packed if not made & set(node.output)]
+    branches = {
+        "then_branch": _branch(graph, "whole", whole, [value.name for value in graph.output]),
+        "else_branch": _branch(graph, "packed", packed, {name for node in packed for name in node.output if name}),
+    }
+    constants = {"zero": np.array(0, np.float32), "begin": np.array([0]), "end": np.array([1]), "axis": np.array([TOKENS])}
+    constants |= {"too_little": np.array(TOO_LITTLE, np.float32)}
+    graph.initializer.extend(numpy_helper.from_array(value, f"padding/{name}") for name, value in constants.items())
+    decision = [
+        _node("Cast", [mask], "padding/mask", to=BOOL),
+        _node("Not", ["padding/mask"], "padding/is"),
+        _node("Cast", ["padding/is"], "padding/ones", to=FLOAT),
+        _node("ReduceSum", ["padding/ones"], "padding/amount", keepdims=0),
+        _node("Size", ["padding/ones"], "padding/size"),
+        _node("Cast", ["padding/size"], "padding/of", to=FLOAT),
+        _node("Mul", ["padding/of", "padding/too_little"], "padding/limit"),
+        _node("LessOrEqual", ["padding/amount", "padding/limit"], "padding/is_little"),
+        _node("Slice", ["padding/ones", "padding/begin", "padding/end", "padding/axis"], "padding/first"),
+        _node("ReduceSum", ["padding/first"], "padding/on_the_left", keepdims=0),
+        _node("Greater", ["padding/on_the_left", "padding/zero"], "padding/is_on_the_left"),
+        _node("Or", ["padding/is_little", "padding/is_on_the_left"], "padding/whole"),
+        helper.make_node("If", ["padding/whole"], [value.name for value in graph.output], SWITCH, **branches),
     ]
+    nodes = [*map(_copy, before), *decision]
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
+
+
+def _branch(graph: onnx.GraphProto, name: str, nodes: list[onnx.NodeProto], renamed: Collection[str]) -> onnx.GraphProto:
+    """A branch that ends in the graph's outputs. Those of its values that are `renamed` are `name/...`, and nodes but those of `whole`."""
+    from onnx import helper
+
+    names = {value: f"{name}/{value}" for value in renamed}
+    for node in nodes:
+        _rename(node, names)
+        node.name = node.name or next(value for value in node.output if value)  # a profile knows nodes by their names
+        for inner in (node, *_inside(node)):
+            inner.name = inner.name if name == "whole" else f"{name}/{inner.name}"
+    ends = [_copy(value) for value in graph.output]
+    for value in ends:
+        value.name = names[value.name]
+    return helper.make_graph(nodes, name, [], ends)
+
+
+def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    """Give what a node reads and writes, and what is read inside it, other names."""
+    node.output[:] = [names.get(value, value) for value in node.output]
+    for one in (node, *_inside(node)):
+        one.input[:] = [names.get(value, value) for value in one.input]
+
+
+def _inside(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    return [inner for attribute in node.attribute for inner in attribute.g.node]
 
 
 def _ancestors(nodes: Sequence[onnx.NodeProto], name: str) -> list[onnx.NodeProto]:
@@ -177,25 +222,6 @@ def _ancestors(nodes: Sequence[onnx.NodeProto], name: str) -> list[onnx.NodeProt
             wanted.update(node.input)
             found.append(node)
     return found[::-1]
-
-
-def _body(graph: onnx.GraphProto, name: str, nodes: list[onnx.NodeProto]) -> onnx.GraphProto:
-    """A branch that ends in the graph's outputs. Its values and nodes have names of their own: `packed/...`, and outputs `padded/...`."""
-    from onnx import helper
-
-    outputs = [value.name for value in graph.output]
-    for node in nodes:  # a profile knows nodes by their names
-        node.name = node.name or next(value for value in node.output if value)
-    produced = {value for node in nodes for value in node.output if value and (name == "packed" or value in outputs)}
-    for node in nodes:
-        for inner in (node, *(one for attribute in node.attribute for one in attribute.g.node)):  # a loop's body reads values from here
-            inner.input[:] = [f"{name}/{value}" if value in produced else value for value in inner.input]
-            inner.name = f"{name}/{inner.name}" if name == "packed" else inner.name
-        node.output[:] = [f"{name}/{value}" if value in produced else value for value in node.output]
-    ends = [_copy(value) for value in graph.output]
-    for value in ends:
-        value.name = f"{name}/{value.name}"
-    return helper.make_graph(nodes, name, [], ends)
 
 
 def _node(op_type: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: object) -> onnx.NodeProto:
@@ -210,26 +236,30 @@ def _copy(proto: Any) -> Any:
     return type(proto).FromString(proto.SerializeToString())
 
 
+# The way without padding
+
+
 @dataclass
 class _Packing:
     """A graph that is written anew, node by node.
 
-    `packed` names, for a value of (batch, tokens, width), the one of (tokens that count, width) that goes on in its place; `whole` are
-    values that exist in whole texts too. `same` are values that all tokens share: scales and zero points.
+    `packed` names, for a value of (batch, tokens, width), the one of (tokens that count, width) that goes on in its place. `there` are
+    values of that kind that exist as they were, or are 0 at padding. `same` are values that all tokens share: scales and zero points.
     """
 
     model: onnx.ModelProto
     mask: str
-    texts: Collection[str]
+    attended: Collection[str]
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     packed: dict[str, str] = field(default_factory=dict)
-    whole: set[str] = field(default_factory=set)
+    there: set[str] = field(default_factory=set)
+    spread: dict[str, str] = field(default_factory=dict)
     same: set[str] = field(default_factory=set)
+    constants: dict[str, str] = field(default_factory=dict)
     count: int = 0
 
     def __post_init__(self) -> None:
         self.weights = {tensor.name: tensor for tensor in self.model.graph.initializer}
-        self.outputs = [value.name for value in self.model.graph.output]
         self._index()
 
     def take(self, original: onnx.NodeProto) -> None:
@@ -240,8 +270,8 @@ class _Packing:
             self._attend(node)
         elif read and self._token_by_token(node):
             self._take_packed(node)
-        elif read and self._cuts_tokens(node):
-            self._cut(node)
+        elif read and self._cuts_first(node):
+            self._cut_first(node)
         elif read and node.op_type == "MultiHeadAttention":
             node.input[:] = [self._spread(name) if name in self.packed else name for name in node.input]
             self.nodes.append(node)
@@ -249,19 +279,20 @@ class _Packing:
             for name in read:
                 self._unpack(name)
             self.nodes.append(node)
-            if node.op_type == "Mul" and all(map(self._is_same, node.input)):
+            if node.op_type in ("DequantizeLinear", "Mul") and all(map(self._is_same, node.input)):
                 self.same.update(node.output)
-        for name in set(node.output) & set(self.texts) - self.packed.keys():
-            flat = self._add("Flatten", [name], f"{name}_flat", axis=2)
-            self.packed[name] = self._add("Gather", [flat, KEPT], f"{name}_packed")
-            self.whole.add(name)
+        for name in set(node.output) & set(self.attended) - self.packed.keys():
+            flat = self._add("Flatten", [name], f"{name}/flat", axis=2)
+            self.packed[name] = self._add("Gather", [flat, KEPT], f"{name}/packed")
+            self.there.add(name)
 
-    def finished(self) -> list[onnx.NodeProto]:
-        """The nodes in an order in which they can run, what leaves the graph in whole texts."""
-        for name in self.outputs:
-            if name in self.packed:
-                self._unpack(name)
-        return self.nodes
+    def finished(self) -> tuple[list[onnx.NodeProto], tuple[str, ...]]:
+        """The nodes, in an order in which they can run, and the outputs that are 0 at padding."""
+        outputs = [value.name for value in self.model.graph.output if value.name in self.packed]
+        zeroed = tuple(name for name in outputs if name not in self.there)
+        for name in outputs:
+            self._unpack(name)
+        return self.nodes, zeroed
 
     # Nodes
 
@@ -286,14 +317,14 @@ class _Packing:
         return not name or name in self.same or (name in self.weights and len(self.weights[name].dims) <= 1)
 
     def _take_packed(self, node: onnx.NodeProto) -> None:
-        node.input[:] = [self.packed.get(name, name) for name in node.input]
-        name, node.output[0] = node.output[0], f"{node.output[0]}_packed"
-        self.packed[name] = node.name = node.output[0]
+        name = node.output[0]
+        node.input[:] = [self.packed.get(read, read) for read in node.input]
+        self.packed[name] = node.name = node.output[0] = f"{name}/packed"
         self.same.update(node.output[1:])  # of DynamicQuantizeLinear: one scale for all tokens
         self.nodes.append(node)
         self.count += 1
 
-    def _cuts_tokens(self, node: onnx.NodeProto) -> bool:
+    def _cuts_first(self, node: onnx.NodeProto) -> bool:
         """Whether it takes the first token out of every text, by constants."""
         from onnx import numpy_helper
 
@@ -301,13 +332,13 @@ class _Packing:
             return False
         constants = [numpy_helper.to_array(self.weights[name]).ravel().tolist() for name in node.input[1:]]
         if node.op_type == "Slice":
-            return constants == [[0], [1], [TOKENS]]
+            return constants in ([[0], [1], [TOKENS]], [[0], [1], [TOKENS], [1]])
         return node.op_type == "Gather" and constants == [[0]] and any(a.name == "axis" and a.i == TOKENS for a in node.attribute)
 
-    def _cut(self, node: onnx.NodeProto) -> None:
+    def _cut_first(self, node: onnx.NodeProto) -> None:
         """Cut the places of the tokens, and gather only those."""
         name, tokens = node.output[0], self.packed[node.input[0]]
-        node.input[0], node.output[0], node.name = PLACE, f"{name}_place", f"{name}_place"
+        node.input[0], node.output[0], node.name = PLACES, f"{name}/place", f"{name}/place"
         self.nodes.append(node)
         self._add("Gather", [tokens, node.output[0]], name)
 
@@ -319,96 +350,81 @@ class _Packing:
         name, x, weight = node.output[0], self.packed[node.input[0]], node.input[1]
         if node.op_type == "QAttention":
             scale, weight_scale, _, zero, weight_zero = node.input[3:8]
-            summed = self._add("MatMulInteger", [x, weight, zero, weight_zero], f"{name}_summed")
-            scales = self._add("Mul", [scale, weight_scale], f"{name}_scales")
-            product = self._add("Mul", [self._add("Cast", [summed], f"{name}_cast", to=FLOAT), scales], f"{name}_product")
+            summed = self._add("MatMulInteger", [x, weight, zero, weight_zero], f"{name}/summed")
+            scales = self._add("Mul", [scale, weight_scale], f"{name}/scales")
+            product = self._add("Mul", [self._add("Cast", [summed], f"{name}/cast", to=FLOAT), scales], f"{name}/product")
         else:
-            product = self._add("MatMul", [x, weight], f"{name}_product")
-        states = self._add("Add", [product, node.input[2]], f"{name}_states") if node.input[2] else product
+            product = self._add("MatMul", [x, weight], f"{name}/product")
+        states = self._add("Add", [product, node.input[2]], f"{name}/states") if node.input[2] else product
         thirds = self._constant(np.array([self.weights[weight].dims[1] // 3] * 3))
-        parts = [f"{name}_{part}" for part in ("query", "key", "value")]
-        self.nodes.append(helper.make_node("Split", [states, thirds], parts, f"{name}_split", axis=-1))
-        kept = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in ("num_heads", "mask_filter_value", "scale")}
+        parts = [f"{name}/{part}" for part in ("query", "key", "value")]
+        self.nodes.append(helper.make_node("Split", [states, thirds], parts, f"{name}/split", axis=-1))
+        kept = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in ("num_heads", "scale")}
         self.packed[name] = self._text_by_text(name, parts, kept)
         self.count += 1
 
     def _text_by_text(self, name: str, parts: Sequence[str], attributes: Mapping[str, Any]) -> str:
-        """Attention over the tokens of each text, one text after the other: from three times (tokens that count, width) to one.
-
-        The mask is for a first token that counts though it is masked; there are no others.
-        """
+        """Attention over the tokens of each text, one text after the other: from three times (tokens that count, width) to one."""
         import numpy as np
         from onnx import helper
 
-        axis, inside = self._constant(np.array([0])), f"{name}_text/"
+        axis, inside = self._constant(np.array([0])), f"{name}/text/"
         body = [
             _node("Unsqueeze", [f"{inside}number", axis], f"{inside}text"),
             _node("Gather", [STARTS, f"{inside}text"], f"{inside}start"),
             _node("Gather", [ENDS, f"{inside}text"], f"{inside}end"),
         ]
-        for read in (*parts, KEYS):
-            body.append(_node("Slice", [read, f"{inside}start", f"{inside}end", axis], f"{inside}{read}_tokens"))
-            body.append(_node("Unsqueeze", [f"{inside}{read}_tokens", axis], f"{inside}{read}"))
-        query, key, value, mask = (f"{inside}{read}" for read in (*parts, KEYS))
+        for part in parts:
+            body.append(_node("Slice", [part, f"{inside}start", f"{inside}end", axis], f"{part}/tokens"))
+            body.append(_node("Unsqueeze", [f"{part}/tokens", axis], f"{part}/text"))
+        read = [f"{part}/text" for part in parts]
         body += [
-            _node("MultiHeadAttention", [query, key, value, "", mask], f"{inside}attended", domain="com.microsoft", **attributes),
+            _node("MultiHeadAttention", read, f"{inside}attended", domain="com.microsoft", **attributes),
             _node("SequenceInsert", [f"{inside}before", f"{inside}attended"], f"{inside}after"),
             _node("Identity", [f"{inside}go"], f"{inside}on"),
         ]
-        sequences = [helper.make_tensor_sequence_value_info(f"{inside}{when}", FLOAT, None) for when in ("before", "after")]
-        given = [(f"{inside}number", INT64), (f"{inside}go", BOOL), (f"{inside}on", BOOL)]
-        number, go, on = (helper.make_tensor_value_info(value, kind, []) for value, kind in given)
-        graph = helper.make_graph(body, f"{name}_text", [number, go, sequences[0]], [on, sequences[1]])
-        nothing = self._add("SequenceEmpty", [], f"{name}_nothing", dtype=FLOAT)
-        texts = self._add("Loop", [TEXTS, "", nothing], f"{name}_texts_attended", body=graph)
-        return self._add("Squeeze", [self._add("ConcatFromSequence", [texts], f"{name}_row", axis=1), axis], f"{name}_packed")
+        before, after = (helper.make_tensor_sequence_value_info(f"{inside}{when}", FLOAT, None) for when in ("before", "after"))
+        kinds = {"number": INT64, "go": BOOL, "on": BOOL}
+        number, go, on = (helper.make_tensor_value_info(f"{inside}{value}", kind, []) for value, kind in kinds.items())
+        graph = helper.make_graph(body, f"{name}/text", [number, go, before], [on, after])
+        nothing = self._add("SequenceEmpty", [], f"{name}/nothing", dtype=FLOAT)
+        attended = self._add("Loop", [NUMBER_OF_TEXTS, "", nothing], f"{name}/attended", body=graph)
+        return self._add("Squeeze", [self._add("ConcatFromSequence", [attended], f"{name}/row", axis=1), axis], f"{name}/packed")
 
-    # From whole texts to the tokens that count, and back
+    # From texts to the tokens that count, and back
 
     def _index(self) -> None:
-        """Compute where the tokens that count are.
-
-        Each text's first token counts, masked or not, for a classifier reads it; and all of a text whose tokens are all masked, for then
-        attention reads all of them. Padding has the place of the token before it.
-        """
+        """Compute where the tokens that count are. Each text has some: its first token."""
         import numpy as np
 
-        zero, one, tokens_axis = self._constant(np.array(0)), self._constant(np.array(1)), self._constant(np.array([TOKENS]))
-        everything = self._constant(np.array([-1]))
-        mask = self._add("Cast", [self.mask], COUNTS, to=BOOL)
-        shape = self._add("Shape", [mask], "padding_shape")
-        tokens = self._add("Gather", [shape, one], "padding_tokens")
-        first = self._add("Equal", [self._add("Range", [zero, tokens, one], "padding_positions"), zero], "padding_first")
-        total = self._add("ReduceSum", [self._add("Cast", [mask], "padding_numbers", to=INT64), tokens_axis], "padding_total", keepdims=1)
-        anyway = self._add("Or", [first, self._add("Equal", [total, zero], "padding_empty")], "padding_anyway")
-        read = self._add("Cast", [self._add("Or", [mask, anyway], "padding_read")], "padding_ones", to=INT64)
-
-        lengths = self._add("ReduceSum", [read, tokens_axis], "padding_lengths", keepdims=0)
+        zero, one, axis = self._constant(np.array(0)), self._constant(np.array(1)), self._constant(np.array([TOKENS]))
+        counts = self._add("Cast", [self.mask], COUNTS, to=BOOL)
+        shape = self._add("Shape", [counts], "padding/shape")
+        self._add("Gather", [shape, zero], NUMBER_OF_TEXTS)
+        ones = self._add("Cast", [counts], "padding/numbers", to=INT64)
+        lengths = self._add("ReduceSum", [ones, axis], "padding/lengths", keepdims=0)
         ends = self._add("CumSum", [lengths, zero], ENDS)
         self._add("Sub", [ends, lengths], STARTS)
-        self._add("Gather", [shape, zero], TEXTS)
-
-        flat = self._add("Reshape", [read, everything], "padding_flat")
-        self._add("Squeeze", [self._add("NonZero", [flat], "padding_found"), self._constant(np.array([0]))], KEPT)
-        before = self._add("Sub", [self._add("CumSum", [flat, zero], "padding_ordinal"), one], "padding_before")
-        self._add("Reshape", [before, shape], PLACE)
-        keys = self._add("Cast", [self._add("Reshape", [mask, everything], "padding_mask_flat")], "padding_all_keys", to=INT32)
-        self._add("Gather", [keys, KEPT], KEYS)
+        flat = self._add("Reshape", [ones, self._constant(np.array([-1]))], "padding/flat")
+        self._add("Squeeze", [self._add("NonZero", [flat], "padding/found"), self._constant(np.array([0]))], KEPT)
+        before = self._add("Sub", [self._add("CumSum", [flat, zero], "padding/ordinal"), one], "padding/before")
+        self._add("Reshape", [before, shape], PLACES)
 
     def _spread(self, name: str) -> str:
         """The tokens of `name` in whole texts, with another token's values at padding: for attention, which is told what counts."""
-        if (texts := f"{name}_texts") not in self.whole:
-            self.whole.add(self._add("Gather", [self.packed[name], PLACE], texts))
-        return texts
+        if name not in self.spread:
+            self.spread[name] = self._add("Gather", [self.packed[name], PLACES], f"{name}/spread")
+        return self.spread[name]
 
     def _unpack(self, name: str) -> None:
         """The value under its own name, in whole texts, 0 at padding: for nodes that are not known, and where it leaves the graph."""
         import numpy as np
 
-        if name not in self.whole:
-            counts = self._add("Cast", [COUNTS], f"{name}_counts", to=FLOAT)
-            columns = self._add("Unsqueeze", [counts, self._constant(np.array([2]))], f"{name}_columns")
-            self.whole.add(self._add("Mul", [self._spread(name), columns], name))
+        if name not in self.there:
+            self.there.add(name)
+            counts = self._add("Cast", [COUNTS], f"{name}/counts", to=FLOAT)
+            columns = self._add("Unsqueeze", [counts, self._constant(np.array([2]))], f"{name}/columns")
+            self._add("Mul", [self._spread(name), columns], name)
 
     def _add(self, op_type: str, inputs: Sequence[str], name: str, domain: str = "", **attributes: object) -> str:
         self.nodes.append(_node(op_type, inputs, name, domain, **attributes))
@@ -417,6 +433,8 @@ class _Packing:
     def _constant(self, value: np.ndarray) -> str:
         from onnx import numpy_helper
 
-        name = f"padding_constant_{len(self.model.graph.initializer)}"
-        self.model.graph.initializer.append(numpy_helper.from_array(value, name))
-        return name
+        key = str(value.tolist())
+        if key not in self.constants:
+            self.constants[key] = f"padding/constant/{len(self.constants)}"
+            self.model.graph.initializer.append(numpy_helper.from_array(value, self.constants[key]))
+        return self.constants[key]

@@ -28,7 +28,7 @@ from ioptim.onnx_graph import (
     load_graph,
     save_graph,
 )
-from ioptim.onnx_padding import ATTENTION, WORTH_KEPT, remove_padding
+from ioptim.onnx_padding import ATTENTION, TOO_LITTLE, is_masked, remove_padding
 from ioptim.runtimes import _onnx_report as report
 from ioptim.runtimes._device import gpu_index, gpu_objections, is_gpu, threads_of
 from ioptim.runtimes._double import write_double
@@ -234,22 +234,27 @@ class OnnxRuntime(Runtime):
 
     def _without_padding(self, model: ModelArtifact, fused: Path, target: Target, out: Path, scratch: Path) -> _Packed:
         """A session that leaves out padding, where that is possible and changes nothing."""
-        if is_gpu(target) or not self.remove_padding or not ATTENTION.keys() & count_ops(fused).keys():
+        operators = count_ops(fused)
+        if is_gpu(target) or not self.remove_padding or not ATTENTION.keys() & operators.keys():
             return _Packed()
         graph = load_graph(fused)
         removed = remove_padding(graph)
         if removed is None:
-            return _Packed()
+            text = "padding is computed too: without it inputs must be of free batch and length, one of them the mask, and outputs float32"
+            return _Packed(notes=(Note(text=text),) if is_masked(graph) else ())
         save_graph(graph, path := scratch / "packed.onnx")
         try:
             session = self._written(model, path, target, out)
             plain = create(fused, self._options(target, "basic"), self._providers(target))
-            difference = padding_difference(plain, session, removed.mask)
+            difference = padding_difference(plain, session, removed.mask, dynamic="DynamicQuantizeLinear" in operators)
         except StepError as error:
-            text = f"padding is computed too, for without it this model would answer otherwise: {error}"
+            text = f"padding is computed too: a graph that leaves it out did not pass the comparison ({error})"
             return _Packed(notes=(Note(text=text, level=Level.WARNING),))
-        note = Note(text=f"{removed.nodes} nodes leave out padding where it is more than {1 - WORTH_KEPT:.0%} of a batch")
-        return _Packed(session, removed.mask, {"packed_nodes": float(removed.nodes), "padding_max_difference": difference}, (note,))
+        text = f"{removed.nodes} nodes leave out padding where it is more than {TOO_LITTLE:.0%} of a batch"
+        if removed.outputs:
+            text += f"; {', '.join(removed.outputs)} is 0 there"
+        figures = {"packed_nodes": float(removed.nodes), "padding_max_difference": difference}
+        return _Packed(session, removed.mask, figures, (Note(text=text),))
 
     def _fuse(self, model: ModelArtifact, before: report.Counts, target: Target, scratch: Path) -> tuple[Path, list[Note]]:
         """The fused graph in `scratch`, or the model's own where there is nothing to fuse; and what the user should know."""

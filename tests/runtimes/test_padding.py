@@ -28,7 +28,8 @@ MASKS = {
     "in the middle": [[1, 0, 1, 0, 1, 0], [1, 1, 0, 0, 0, 1]],
     "all of a row": [[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]],
 }
-LITTLE = ("none", "little")
+PACKED = ("at the end", "in the middle")
+"""The batches that are computed without: much padding, and none in front."""
 
 
 def feeds_of(padding: str) -> dict[str, Any]:
@@ -76,9 +77,9 @@ def test_tokens_that_count_get_the_same_vectors(bert: ModelArtifact, plain: Any,
     counts = feeds["attention_mask"] == 1
     wanted, given = (one.run(feeds)["last_hidden_state"] for one in (plain, session))
     np.testing.assert_allclose(given[counts], wanted[counts], atol=1e-5)
-    if remove and padding not in LITTLE:
+    if remove and padding in PACKED:
         assert not given[~counts].any(), "what is not computed is 0"
-    elif not remove or padding == "little":
+    else:
         assert given[~counts].all()
     assert ("packed_nodes" in outcome.metrics) == remove
 
@@ -100,12 +101,13 @@ def test_in_int8_padding_does_not_reach_the_tokens_that_count(int8: ModelArtifac
     padded = {name: np.pad(array, ((0, 0), (0, 4))) for name, array in alone.items()}
     wanted, given = (session.run(feeds)["last_hidden_state"] for feeds in (alone, padded))
     np.testing.assert_allclose(given[:, :5], wanted, atol=0.02)
+    assert outcome.metrics["packed_nodes"] > 40
     assert outcome.metrics["int8_products"] == 8, "each counted once, though the file has two ways to compute it"
     kinds = [node.op_type for node in nodes_of(load_graph(artifact.model_path).graph, both=True)]
     assert kinds.count("DynamicQuantizeMatMul") == 6 + 8 and "MatMul" not in kinds, "int8 in both"
     assert outcome.metrics["padding_max_difference"] < 1e-3
     assert [note.text for note in outcome.notes if "padding" in note.text] == [
-        f"{outcome.metrics['packed_nodes']:g} nodes leave out padding where it is more than 15% of a batch"
+        f"{outcome.metrics['packed_nodes']:g} nodes leave out padding where it is more than 15% of a batch; last_hidden_state is 0 there"
     ]
     assert artifact.model_path.stat().st_size < 1.5 * int8.model_path.stat().st_size, "weights are there once"
 
@@ -184,12 +186,13 @@ def test_what_is_not_known_is_left_alone(bert: ModelArtifact, tmp_path: Path, ch
 
 
 def wrongly_packed(model: Any) -> Removed | None:
-    """Every token has the place of the first."""
+    """Keys for values."""
     removed = remove_padding(model)
     (switch,) = [node for node in model.graph.node if node.name == SWITCH]
     branch = next(attribute.g for attribute in switch.attribute if attribute.name == "else_branch")
-    place = next(node for node in branch.node if node.name == "packed/padding_before")
-    place.input[1] = place.input[0]
+    loop = next(node for node in branch.node if node.op_type == "Loop")
+    attention = next(node for node in loop.attribute[0].g.node if node.op_type == "MultiHeadAttention")
+    attention.input[2] = attention.input[1]
     return removed
 
 
@@ -198,12 +201,12 @@ def test_a_model_that_would_answer_otherwise_keeps_its_padding(bert: ModelArtifa
     outcome, artifact, _ = compiled(OnnxRuntime(), bert)
     (note,) = [note for note in outcome.notes if "padding" in note.text]
     assert note.level.value == "warning"
-    assert note.text.startswith("padding is computed too, for without it this model would answer otherwise: outputs differ by ")
+    assert note.text.startswith("padding is computed too: a graph that leaves it out did not pass the comparison (outputs differ by ")
     assert "If" not in count_ops(artifact.model_path)
     assert "packed_nodes" not in outcome.metrics
 
 
-@pytest.mark.parametrize("read", ["mean of all", "masked mean", "last token", "two axes", "both"])
+@pytest.mark.parametrize("read", ["mean of all", "masked mean", "last token", "last that counts", "two axes", "both"])
 def test_outputs_of_every_kind(bert: ModelArtifact, target_of: Callable[..., Target], compiled: Any, tmp_path: Path, read: str) -> None:
     """What a model computes of its hidden states, padding included, is what it was."""
     from onnx import helper, numpy_helper
@@ -211,6 +214,7 @@ def test_outputs_of_every_kind(bert: ModelArtifact, target_of: Callable[..., Tar
     model = load_graph(bert.model_path)
     states = model.graph.output[0].name
     constants = {"tokens_axis": np.array([1]), "width_axis": np.array([2]), "last": np.array(-1), "root": np.array(0)}
+    constants |= {"three": np.array([3]), "one": np.array([1])}
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     nodes, shape = {
         "mean of all": ([helper.make_node("ReduceMean", [states, "tokens_axis"], ["out"], keepdims=0)], ["batch", 64]),
@@ -224,6 +228,19 @@ def test_outputs_of_every_kind(bert: ModelArtifact, target_of: Callable[..., Tar
             ["batch", 64],
         ),
         "last token": ([helper.make_node("Gather", [states, "last"], ["out"], axis=1)], ["batch", 64]),
+        "last that counts": (
+            [
+                helper.make_node("ReduceSum", ["attention_mask", "tokens_axis"], ["length"], keepdims=1),
+                helper.make_node("Add", ["length", "last"], ["place"]),
+                helper.make_node("Unsqueeze", ["place", "width_axis"], ["places"]),
+                helper.make_node("Shape", [states], ["shape"]),
+                helper.make_node("Slice", ["shape", "width_axis", "three"], ["width"]),
+                helper.make_node("Concat", ["one", "one", "width"], ["wide"], axis=0),
+                helper.make_node("Expand", ["places", "wide"], ["indices"]),
+                helper.make_node("GatherElements", [states, "indices"], ["out"], axis=1),
+            ],
+            ["batch", 1, 64],
+        ),
         "two axes": ([helper.make_node("Gather", [states, "root"], ["out"], axis=2)], ["batch", "sequence"]),
         "both": ([helper.make_node("Gather", [states, "root"], ["out"], axis=1)], ["batch", 64]),
     }[read]
@@ -238,14 +255,14 @@ def test_outputs_of_every_kind(bert: ModelArtifact, target_of: Callable[..., Tar
     artifact = bert.model_copy(update={"path": folder, "outputs": ()})
     outcome, _, session = compiled(OnnxRuntime(), artifact)
     unfused = OnnxRuntime(graph_optimization="off", fusions=False).open(artifact, target_of(OnnxRuntime()))
-    for padding in MASKS:
+    for padding in MASKS.keys() - ({"all of a row"} if read == "last that counts" else set()):
         feeds = feeds_of(padding)
         counts = feeds["attention_mask"] == 1
         wanted, given = unfused.run(feeds), session.run(feeds)
         for name in wanted:
             rows = counts if wanted[name].shape[:2] == counts.shape else ...
             np.testing.assert_allclose(given[name][rows], wanted[name][rows], atol=1e-5)
-    assert ("packed_nodes" in outcome.metrics) == (read not in ("mean of all", "last token")), "padding has an effect in these"
+    assert ("packed_nodes" in outcome.metrics) == (read in ("masked mean", "two axes", "both")), "padding has an effect in these"
 
 
 def test_attention_without_fused_embeddings_reads_its_mask_too(bert: ModelArtifact, plain: Any, compiled: Any, tmp_path: Path) -> None:
@@ -281,6 +298,14 @@ def test_where_infinity_begins_is_found_in_a_compiled_model(bert: ModelArtifact,
     layers = list(non_finite._of_onnx(artifact, feeds_of("at the end")))
     assert {"Attention", "LayerNormalization"} <= {layer.operator for layer in layers}
     assert not any(layer.output for layer in layers)
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(0, 6), (2, 0), (1, 1)])
+def test_batches_of_nothing(bert: ModelArtifact, plain: Any, compiled: Any, rows: int, tokens: int) -> None:
+    _, _, session = compiled(OnnxRuntime(), bert)
+    feeds = {name: np.zeros((rows, tokens), np.int64) for name in ("input_ids", "attention_mask")}
+    wanted, given = (one.run(feeds)["last_hidden_state"] for one in (plain, session))
+    assert given.shape == wanted.shape == (rows, tokens, 64)
 
 
 def test_without_padding_removed_there_is_one_way_to_compute(bert: ModelArtifact, compiled: Any) -> None:
