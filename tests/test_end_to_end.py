@@ -337,13 +337,14 @@ def test_compare_quantized(tmp_path: Path) -> None:
 def test_vision_fast(tmp_path: Path) -> None:
     pytest.importorskip("torch_pruning")
     easy = ("--set=steps.benchmark.gates.throughput_per_s.min_ratio=0.1", "--set=steps.benchmark.gates.throughput_per_s.undecided=warn")
-    document = run(tmp_path, "recipes/vision-fast.yaml", *QUICK, *easy, "--set=steps.validate.gates.1.undecided=warn", *LOCAL)
+    less = ("--set=steps.distill.epochs=100", "--set=steps.validate.gates.1.max_drop=0.2", "--set=steps.validate.gates.1.undecided=warn")
+    document = run(tmp_path, "recipes/vision-fast.yaml", *QUICK, *easy, *less, *LOCAL)
     steps = {step["id"]: step for step in document["steps"]}
-    assert steps["prune"]["metrics"]["multiply_adds_ratio"] < 0.5
+    assert steps["prune"]["metrics"]["multiply_adds_ratio"] < 0.25
     quality = steps["validate"]["subjects"]
-    assert quality["dense"]["accuracy"] > 0.98 and quality["pruned"]["accuracy"] > 0.95, "trained back after it was cut"
+    assert quality["dense"]["accuracy"] > 0.98 and quality["pruned"]["accuracy"] > 0.9, "trained back after it was cut"
     sizes = steps["benchmark"]["subjects"]
-    assert sizes["pruned"]["size_bytes"] < 0.5 * sizes["dense"]["size_bytes"]
+    assert sizes["pruned"]["size_bytes"] < 0.3 * sizes["dense"]["size_bytes"]
 
 
 def test_bert_sst2_int8(tmp_path: Path, shared: Path) -> None:
