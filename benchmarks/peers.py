@@ -6,7 +6,7 @@
 `sst2` is a BERT classifier, its quality the accuracy on test.tsv; `retrieval` the sentence encoder all-MiniLM-L6-v2, its quality nDCG@10 on
 `builtin:retrieval`. Batch 1 and batch 32 at natural lengths, 2 threads. Optimum and Olive get environments of their own in DIR; ONNX
 Runtime, OpenVINO, NNCF and torch are those of this environment; Olive has no example for a sentence encoder. ioptim's models are what its
-recipes leave in DIR's store: a training of up to 28 minutes each for those that distil, none where `--trained` names the checkpoint that
+recipes leave in DIR's store up to `compile`: a training of up to 28 minutes each for those that distil, none where `--trained` names the checkpoint that
 an earlier run of that recipe trained (a second call takes everything from the store as long as ioptim is the same). Every
 model is then opened by its library alone, in a process of its own with the library's default options (`plain_session.py`): no line of
 ioptim runs while anything is timed. The processes take turns, one awake at a time, in rounds of alternating order; a ratio is taken within
@@ -201,29 +201,32 @@ def _olive(job: Job, workdir: Path) -> Path:
 
 
 def ours(job: Job, workdir: Path, only: Sequence[str] | None, trained: Mapping[str, str]) -> list[Contender]:
-    """What ioptim's recipes make of the checkpoint. Their own gates may fail: they ask for other things than the bar here."""
+    """What ioptim's recipes make of the checkpoint, up to `compile`."""
     found = []
     for name, (recipe, sets, bar) in job.ours.items():
         if only and name not in only:
             continue
+        path = _to_compile(recipe, workdir, trained=name in trained)
         if name in trained:
-            recipe = _without_training(recipe, workdir)
             sets = (f"model.source={Path(trained[name]).absolute()}",)
         print(f"{name}: ioptim run {recipe} {' '.join(sets)}", file=sys.stderr)
-        arguments = [*job.arguments(recipe, sets), "--engine", "local", "--tracking", "none", "--json"]
+        arguments = [*job.arguments(path, sets), "--engine", "local", "--tracking", "none", "--json"]
         done = measure.ioptim("run", *arguments, home=workdir / "ioptim")
-        steps = {step["id"]: step for step in done.require(0, 1).json()["steps"]}
+        steps = {step["id"]: step for step in done.require(0).json()["steps"]}
         folder = Path(steps["compile"]["artifact"]["path"])
         file = folder / json.loads((folder / "artifact.json").read_text())["entry"]
         found.append(Contender(name, file, "onnxruntime", bar=bar))
     return found
 
 
-def _without_training(recipe: str, workdir: Path) -> str:
-    """The recipe without its steps `distill` and `prune`, relative to the folder of recipes."""
+def _to_compile(recipe: str, workdir: Path, *, trained: bool) -> str:
+    """The recipe without what it measures (that is done here), and of a `trained` model without `distill` and `prune`; its path, as seen from
+    the folder of recipes."""
     whole = yaml.safe_load((measure.REPO / "recipes" / recipe).read_text())
-    whole["steps"] = [step for step in whole["steps"] if step["step"] not in ("distill", "prune")]
-    path = workdir / f"trained-{recipe}"
+    left_out = {"profile", "validate", "benchmark"} | ({"distill", "prune"} if trained else set())
+    kinds = [step if isinstance(step, str) else step["step"] for step in whole["steps"]]
+    whole["steps"] = [step for step, kind in zip(whole["steps"], kinds, strict=True) if kind not in left_out]
+    path = workdir / f"{'trained' if trained else 'whole'}-{recipe}"
     path.write_text(yaml.safe_dump(whole))
     return os.path.relpath(path, measure.REPO / "recipes")
 
