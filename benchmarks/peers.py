@@ -6,8 +6,8 @@
 `sst2` is a BERT classifier, its quality the accuracy on test.tsv; `retrieval` the sentence encoder all-MiniLM-L6-v2, its quality nDCG@10 on
 `builtin:retrieval`. Batch 1 and batch 32 at natural lengths, 2 threads. Optimum and Olive get environments of their own in DIR; ONNX
 Runtime, OpenVINO, NNCF and torch are those of this environment; Olive has no example for a sentence encoder. ioptim's models are what its
-recipes leave in DIR's store up to `compile`: a training of up to 28 minutes each for those that distil, none where `--trained` names the checkpoint that
-an earlier run of that recipe trained (a second call takes everything from the store as long as ioptim is the same). Every
+recipes leave in DIR's store up to `compile`: a training of up to 28 minutes each for those that distil, none where `--trained` names the
+checkpoint that an earlier run of that recipe trained (a second call takes everything from the store as long as ioptim is the same). Every
 model is then opened by its library alone, in a process of its own with the library's default options (`plain_session.py`): no line of
 ioptim runs while anything is timed. The processes take turns, one awake at a time, in rounds of alternating order; a ratio is taken within
 a round.
@@ -220,8 +220,8 @@ def ours(job: Job, workdir: Path, only: Sequence[str] | None, trained: Mapping[s
 
 
 def _to_compile(recipe: str, workdir: Path, *, trained: bool) -> str:
-    """The recipe without what it measures (that is done here), and of a `trained` model without `distill` and `prune`; its path, as seen from
-    the folder of recipes."""
+    """The recipe without what it measures (that is done here), and of a `trained` model without `distill` and `prune`; its path as seen
+    from the folder of recipes."""
     whole = yaml.safe_load((measure.REPO / "recipes" / recipe).read_text())
     left_out = {"profile", "validate", "benchmark"} | ({"distill", "prune"} if trained else set())
     kinds = [step if isinstance(step, str) else step["step"] for step in whole["steps"]]
