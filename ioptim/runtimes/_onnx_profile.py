@@ -81,7 +81,7 @@ def _finder(kernels: Sequence[Event], graph: onnx.GraphProto) -> Callable[[Event
     by_index = {event["args"]["node_index"]: event for event in reversed(kernels)}
     ordered = sorted(by_index.values(), key=lambda event: event["ts"])
     agree = [event["args"]["op_name"] for event in ordered] == [node.op_type for node in nodes]
-    by_order = {event["args"]["node_index"]: node for event, node in zip(ordered, nodes, strict=False)} if agree else {}
+    by_order = {event["args"]["node_index"]: node for event, node in zip(ordered, nodes, strict=True)} if agree else {}
 
     def find(event: Event) -> onnx.NodeProto | None:
         return named.get(event["name"].removesuffix(SUFFIX)) or by_order.get(event["args"]["node_index"])
