@@ -341,7 +341,7 @@ def test_vision_fast(tmp_path: Path) -> None:
     steps = {step["id"]: step for step in document["steps"]}
     assert steps["prune"]["metrics"]["multiply_adds_ratio"] < 0.25
     quality = steps["validate"]["subjects"]
-    assert quality["dense"]["accuracy"] > 0.98 and quality["pruned"]["accuracy"] > 0.9, "trained back after it was cut"
+    assert quality["dense"]["accuracy"] > 0.98 and quality["pruned"]["accuracy"] > 0.95, "trained back after it was cut"
     sizes = steps["benchmark"]["subjects"]
     assert sizes["pruned"]["size_bytes"] < 0.3 * sizes["dense"]["size_bytes"]
 
