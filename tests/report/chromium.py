@@ -15,7 +15,9 @@ from typing import Any
 
 COMMAND = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--remote-debugging-pipe")
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
+START_S = 180.0
+"""A browser that is not in the file cache is some 300 MB to read from disk before it says its first word."""
 _START = """import fcntl, os, sys
 ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
 os.dup2(ends[0], 3)
@@ -44,7 +46,7 @@ class Chromium:
         os.close(to_write)
         self._buffer, self._count, self._session = b"", 0, ""
         self.events: list[dict[str, Any]] = []
-        [target] = [each for each in self.call("Target.getTargets")["targetInfos"] if each["type"] == "page"]
+        [target] = [each for each in self.call("Target.getTargets", _within_s=START_S)["targetInfos"] if each["type"] == "page"]
         self._session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
@@ -107,13 +109,13 @@ class Chromium:
         """Addresses of everything that the page asked for, itself included."""
         return [event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
 
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+    def call(self, method: str, _within_s: float = PATIENCE_S, **parameters: Any) -> dict[str, Any]:
         self._count += 1
         message = {"id": self._count, "method": method, "params": parameters}
         if self._session:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + _within_s
         while True:
             answer = self._next(end)
             if answer.get("id") == self._count:
