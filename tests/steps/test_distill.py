@@ -246,6 +246,33 @@ def test_layers_are_compared_evenly(students: int, teachers: int, expected: tupl
     assert losses.matched(students, teachers) == expected
 
 
+@pytest.mark.parametrize(("started", "expected"), [((0, 2, 4, 5), (1, 3, 4, 5)), ((0, 5), (4, 5)), ((0, 1), (0, 5)), ((3,), (5,))])
+def test_a_layer_that_stands_for_those_after_it_is_compared_with_the_last_of_them(
+    started: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    assert losses.matched(len(started), 6, started) == expected
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("dropout", "expected"), [(None, 0.1), (0.0, 0.0), (0.3, 0.3)])
+def test_the_student_learns_with_the_dropout_that_the_recipe_names(
+    tiny_bert: ModelArtifact, tmp_path: Path, dropout: float | None, expected: float
+) -> None:
+    import torch
+
+    from ioptim.shrink import cut
+    from ioptim.torch_model import load_module
+
+    teacher: Any = load_module(tiny_bert)
+    pair = Pair(Side(teacher, tiny_bert, "teacher"), Side(cut(teacher, [1], None), tiny_bert, "student"), (1,))
+    nothing = Batches(Table(columns={}, rows=()), 0, [], [])
+    objective = Objective(pair, Losses(hidden=1.0), 1.0, Classes(), nothing, tmp_path, dropout=dropout)
+    assert {part.p for part in pair.student.module.modules() if isinstance(part, torch.nn.Dropout)} == {expected}
+    assert pair.started == (1,) and objective.matched == (1,)
+    other = Side(teacher, tiny_bert.model_copy(update={"digest": "0" * 64}), "another teacher")
+    assert Pair(other, pair.student, (1,)).started is None and Pair(pair.teacher, pair.student, (1, 0)).started is None
+
+
 # What it cannot do
 
 

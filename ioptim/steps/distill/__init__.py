@@ -91,6 +91,7 @@ class Distill(Step):
     clip_norm: float = Field(1.0, gt=0, description="largest norm of all gradients together")
     evaluations: int = Field(4, ge=1, description="looks at the dev rows per epoch")
     patience: int = Field(6, ge=1, description="looks without a better quality after which it ends")
+    dropout: float | None = Field(None, ge=0, lt=1, description="of the student while it learns; what its configuration says when left out")
     held_out: int | None = Field(None, ge=1, description="training rows to choose by, in place of data.dev; not trained on")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of products in training; auto is bf16 where the device has it")
     sequence: int = Field(128, ge=8, description="tokens that training texts are cut at")
@@ -181,7 +182,8 @@ class Distill(Step):
         training = Rows.of(table, pair, ctx.task, self.batch_size, self.sequence, ctx.seed, labels=bool(weights.labels))
         dev = Rows.of(chosen_by, pair, ctx.task, DEV_BATCH, self.sequence, ctx.seed, labels=False)
         first = is_first()
-        objective = Objective(pair, weights, self.temperature, ctx.task, training, ctx.scratch / "teacher", writes=first)
+        teacher = ctx.scratch / "teacher"
+        objective = Objective(pair, weights, self.temperature, ctx.task, training, teacher, dropout=self.dropout, writes=first)
         judge = dev.quality(ctx.task, pair)
         run = Training(
             pair.student.module,

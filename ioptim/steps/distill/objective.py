@@ -30,7 +30,16 @@ class Objective:
     """
 
     def __init__(
-        self, pair: Pair, weights: Losses, temperature: float, task: Task, rows: Rows, folder: Path, *, writes: bool = True
+        self,
+        pair: Pair,
+        weights: Losses,
+        temperature: float,
+        task: Task,
+        rows: Rows,
+        folder: Path,
+        *,
+        dropout: float | None = None,
+        writes: bool = True,
     ) -> None:
         import torch
 
@@ -40,9 +49,10 @@ class Objective:
         self.projections, self.matched = torch.nn.ModuleList(), tuple[int, ...]()
         if self.layered:
             self._match()
-        if weights.attention:  # transformers returns the maps after their dropout
-            for name, part in pair.student.module.named_modules():
-                if isinstance(part, torch.nn.Dropout) and "attention" in name:
+        for name, part in pair.student.module.named_modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = part.p if dropout is None else dropout
+                if weights.attention and "attention" in name:  # transformers returns the maps after their dropout
                     part.p = 0.0
         pair.teacher.module.eval().requires_grad_(False)
         self._batches = rows.batches
@@ -105,7 +115,7 @@ class Objective:
                 text = f"the losses hidden and attention compare the layers of transformers encoders; {type(side.module).__name__}"
                 raise StepError(f"{text} ({side.called}) has no config with num_hidden_layers. Use logits, embedding or labels")
         mine, theirs = self.pair.student.module.config, self.pair.teacher.module.config
-        self.matched = losses.matched(mine.num_hidden_layers, theirs.num_hidden_layers)
+        self.matched = losses.matched(mine.num_hidden_layers, theirs.num_hidden_layers, self.pair.started)
         alike = mine.hidden_size == theirs.hidden_size
         sizes = mine.hidden_size, theirs.hidden_size
         self.projections = torch.nn.ModuleList(torch.nn.Identity() if alike else torch.nn.Linear(*sizes) for _ in self.matched)
