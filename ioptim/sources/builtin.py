@@ -1,4 +1,4 @@
-"""Data that comes with this project: `builtin:retrieval`, `builtin:definitions`."""
+"""Data that comes with this project: `builtin:retrieval`, `builtin:english`, `builtin:everyday`."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,39 @@ def test_retrieval_has_two_splits_without_a_common_text() -> None:
         assert not set(test.columns[column]) & set(calibration.columns[column])
 
 
-def test_definitions_are_distinct_texts_of_many_lengths() -> None:
-    table = source("builtin:definitions", split="train").read()
-    texts = table.columns["text"]
+def test_english_is_distinct_texts_of_many_lengths() -> None:
+    columns = source("builtin:english", split="train").read().columns
+    texts = columns["text"]
     words = sorted(len(text.split()) for text in texts)
-    assert len(set(texts)) == len(texts) == 70618
+    assert len(set(texts)) == len(texts) == 84447
     assert words[len(words) // 4] <= 10 and words[-len(words) // 4] >= 30, "from a search query to a paragraph"
+    everyday = {text for text, origin in zip(texts, columns["origin"], strict=True) if origin == "everyday"}
+    assert len(everyday) == 13829 and {*source("builtin:everyday", split="train").read().columns["text"]} <= everyday
 
 
-def test_definitions_share_no_text_with_retrieval() -> None:
-    texts = set(source("builtin:definitions", split="train").read().columns["text"])
+def test_everyday_texts_share_no_five_words_with_retrieval() -> None:
+    """What a student learns from is not what it is judged by."""
+    judged = {
+        run
+        for split in ("test", "calibration")
+        for column in ("query", "passage")
+        for text in source("builtin:retrieval", split=split).read().columns[column]
+        for run in runs_of_five(text)
+    }
+    shared = [text for text in source("builtin:everyday", split="train").read().columns["text"] if judged & runs_of_five(text)]
+    assert judged and shared == []
+
+
+def test_english_shares_no_text_with_retrieval() -> None:
+    texts = set(source("builtin:english", split="train").read().columns["text"])
     for split in ("test", "calibration"):
         rows = source("builtin:retrieval", split=split).read().columns
         assert not texts & {*rows["query"], *rows["passage"]}
+
+
+def runs_of_five(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"[a-z0-9']+", text.lower())
+    return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
 
 
 def test_a_split_must_be_named() -> None:
@@ -45,7 +66,7 @@ def test_a_split_must_be_named() -> None:
 
 def test_an_unknown_name() -> None:
     assert source("builtin:retreival", split="test").check() == [
-        "there is no built-in data set 'retreival'; did you mean 'retrieval'? There are: definitions, retrieval"
+        "there is no built-in data set 'retreival'; did you mean 'retrieval'? There are: english, everyday, retrieval"
     ]
 
 

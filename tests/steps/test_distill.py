@@ -127,6 +127,12 @@ def test_the_loss_on_sentence_vectors_is_refused_for_a_classifier() -> None:
     assert found == ["the loss on embedding is for sentence vectors; for random use logits, hidden, attention or labels"]
 
 
+def test_compared_layers_without_a_loss_that_compares_are_refused() -> None:
+    found = Distill(student=Student(layers=1), losses=Losses(logits=1.0), compared_layers=(1,)).check(where())
+    assert found == ["compared_layers is for the losses hidden and attention, which have no weight here; leave it out"]
+    assert Distill(student=Student(layers=1), compared_layers=(1,)).check(where()) == []
+
+
 def test_images_have_no_layers_to_compare() -> None:
     images = where(ImageClassification())
     assert Distill(teacher="source").resolve(images).losses == Losses(logits=1.0)
@@ -246,13 +252,6 @@ def test_layers_are_compared_evenly(students: int, teachers: int, expected: tupl
     assert losses.matched(students, teachers) == expected
 
 
-@pytest.mark.parametrize(("started", "expected"), [((0, 2, 4, 5), (1, 3, 4, 5)), ((0, 5), (4, 5)), ((0, 1), (0, 5)), ((3,), (5,))])
-def test_a_layer_that_stands_for_those_after_it_is_compared_with_the_last_of_them(
-    started: tuple[int, ...], expected: tuple[int, ...]
-) -> None:
-    assert losses.matched(len(started), 6, started) == expected
-
-
 @pytest.mark.integration
 @pytest.mark.parametrize(("dropout", "expected"), [(None, 0.1), (0.0, 0.0), (0.3, 0.3)])
 def test_the_student_learns_with_the_dropout_that_the_recipe_names(
@@ -264,13 +263,26 @@ def test_the_student_learns_with_the_dropout_that_the_recipe_names(
     from ioptim.torch_model import load_module
 
     teacher: Any = load_module(tiny_bert)
-    pair = Pair(Side(teacher, tiny_bert, "teacher"), Side(cut(teacher, [1], None), tiny_bert, "student"), (1,))
+    pair = Pair(Side(teacher, tiny_bert, "teacher"), Side(cut(teacher, [1], None), tiny_bert, "student"))
     nothing = Batches(Table(columns={}, rows=()), 0, [], [])
-    objective = Objective(pair, Losses(hidden=1.0), 1.0, Classes(), nothing, tmp_path, dropout=dropout)
+    Objective(pair, Losses(hidden=1.0), 1.0, Classes(), nothing, tmp_path, dropout=dropout)
     assert {part.p for part in pair.student.module.modules() if isinstance(part, torch.nn.Dropout)} == {expected}
-    assert pair.started == (1,) and objective.matched == (1,)
-    other = Side(teacher, tiny_bert.model_copy(update={"digest": "0" * 64}), "another teacher")
-    assert Pair(other, pair.student, (1,)).started is None and Pair(pair.teacher, pair.student, (1, 0)).started is None
+
+
+@pytest.mark.integration
+def test_layers_are_compared_with_those_that_the_recipe_names(tiny_bert: ModelArtifact, tmp_path: Path) -> None:
+    from ioptim.shrink import cut
+    from ioptim.torch_model import load_module
+
+    teacher: Any = load_module(tiny_bert)
+    pair = Pair(Side(teacher, tiny_bert, "teacher"), Side(cut(teacher, [1], None), tiny_bert, "student"))
+    nothing = Batches(Table(columns={}, rows=()), 0, [], [])
+    assert Objective(pair, Losses(hidden=1.0), 1.0, Classes(), nothing, tmp_path).matched == (1,)
+    assert Objective(pair, Losses(hidden=1.0), 1.0, Classes(), nothing, tmp_path, compared=(0,)).matched == (0,)
+    text = r"compared_layers names \[0, 2\]; the student has 1 layers, each compared with one of the teacher's 0 to 1"
+    with pytest.raises(StepError, match=text):
+        Objective(pair, Losses(hidden=1.0), 1.0, Classes(), nothing, tmp_path, compared=(0, 2))
+
 
 
 # What it cannot do

@@ -80,6 +80,9 @@ class Distill(Step):
     )
     student: Student | None = Field(None, description="what the student has of the arriving model, or which other it is")
     losses: Losses | None = Field(None, description="weights of the losses; the task's answer and the hidden states, 1 each, when left out")
+    compared_layers: tuple[int, ...] | None = Field(
+        None, description="the teacher's layer that each of the student's is compared with (hidden, attention); evenly when left out"
+    )
     temperature: float = Field(2.0, gt=0, description="of the loss on answers: above 1 the wrong classes count more")
     epochs: int = Field(3, ge=1, description="passes over the training rows, at most")
     max_minutes: float | None = Field(None, gt=0, description="training time after which it ends, attempts before a kill counted")
@@ -154,6 +157,8 @@ class Distill(Step):
             objections.append(f"{text}; use `device: cpu` or `auto`")
         if chosen is None:
             return [*objections, f"distill knows no default losses for the task {task.task}; name them with `losses`"]
+        if self.compared_layers is not None and not (chosen.hidden or chosen.attention):
+            objections.append("compared_layers is for the losses hidden and attention, which have no weight here; leave it out")
         if not hasattr(task, "max_length") and (chosen.hidden or chosen.attention):
             text = "the losses on hidden states and attention compare the layers of encoders of text"
             objections.append(f"{text}; for {task.task} use logits or labels")
@@ -182,8 +187,17 @@ class Distill(Step):
         training = Rows.of(table, pair, ctx.task, self.batch_size, self.sequence, ctx.seed, labels=bool(weights.labels))
         dev = Rows.of(chosen_by, pair, ctx.task, DEV_BATCH, self.sequence, ctx.seed, labels=False)
         first = is_first()
-        teacher = ctx.scratch / "teacher"
-        objective = Objective(pair, weights, self.temperature, ctx.task, training, teacher, dropout=self.dropout, writes=first)
+        objective = Objective(
+            pair,
+            weights,
+            self.temperature,
+            ctx.task,
+            training,
+            ctx.scratch / "teacher",
+            dropout=self.dropout,
+            compared=self.compared_layers,
+            writes=first,
+        )
         judge = dev.quality(ctx.task, pair)
         run = Training(
             pair.student.module,

@@ -79,14 +79,8 @@ def attention(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], 
     return total / len(student)
 
 
-def matched(students: int, teachers: int, started: Sequence[int] | None = None) -> tuple[int, ...]:
-    """For each of the student's layers the teacher's that it is compared with; the last with the last.
-
-    `started`: the teacher's layers that the student was cut from. Each stands for itself and those left out after it, and so is compared
-    with the last of these: what the next layer was made to read. Without it: evenly.
-    """
-    if started is not None:
-        return (*(following - 1 for following in started[1:]), teachers - 1)
+def matched(students: int, teachers: int) -> tuple[int, ...]:
+    """For each of the student's layers the teacher's that it is compared with: evenly, the last with the last."""
     return tuple(max(0, round((i + 1) * teachers / students) - 1) for i in range(students))
 
 

@@ -26,7 +26,8 @@ class Objective:
     (`Answers`): from the second epoch on the teacher costs nothing. Where only the labels count it is never asked.
 
     Raises:
-        StepError: layers are to be compared and one of the two has none; vectors of different lengths where that cannot be.
+        StepError: layers are to be compared and one of the two has none, or has not those named; vectors of different lengths
+            where that cannot be.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Objective:
         folder: Path,
         *,
         dropout: float | None = None,
+        compared: tuple[int, ...] | None = None,
         writes: bool = True,
     ) -> None:
         import torch
@@ -48,7 +50,7 @@ class Objective:
         self.layered = bool(weights.hidden or weights.attention)
         self.projections, self.matched = torch.nn.ModuleList(), tuple[int, ...]()
         if self.layered:
-            self._match()
+            self._match(compared)
         for name, part in pair.student.module.named_modules():
             if isinstance(part, torch.nn.Dropout):
                 part.p = part.p if dropout is None else dropout
@@ -107,7 +109,7 @@ class Objective:
         output = named_outputs(result, side.artifact.outputs)[self.task.output].float()
         return losses.pooled(output, feeds.get("attention_mask"), self.pooling) if output.ndim == 3 else output
 
-    def _match(self) -> None:
+    def _match(self, compared: tuple[int, ...] | None) -> None:
         import torch
 
         for side in (self.pair.student, self.pair.teacher):
@@ -115,7 +117,11 @@ class Objective:
                 text = f"the losses hidden and attention compare the layers of transformers encoders; {type(side.module).__name__}"
                 raise StepError(f"{text} ({side.called}) has no config with num_hidden_layers. Use logits, embedding or labels")
         mine, theirs = self.pair.student.module.config, self.pair.teacher.module.config
-        self.matched = losses.matched(mine.num_hidden_layers, theirs.num_hidden_layers, self.pair.started)
+        students, teachers = mine.num_hidden_layers, theirs.num_hidden_layers
+        self.matched = compared or losses.matched(students, teachers)
+        if len(self.matched) != students or not all(0 <= layer < teachers for layer in self.matched):
+            text = f"compared_layers names {list(self.matched)}; the student has {students} layers, each compared with one of the teacher's"
+            raise StepError(f"{text} 0 to {teachers - 1}")
         alike = mine.hidden_size == theirs.hidden_size
         sizes = mine.hidden_size, theirs.hidden_size
         self.projections = torch.nn.ModuleList(torch.nn.Identity() if alike else torch.nn.Linear(*sizes) for _ in self.matched)

@@ -139,12 +139,6 @@ class Pair:
         pair.check(ctx.task)
         return pair
 
-    @property
-    def started(self) -> tuple[int, ...] | None:
-        """The teacher's layers that the student starts from, in the teacher's order; None where it comes from elsewhere."""
-        cut_here = self.layers is not None and self.student.artifact == self.teacher.artifact
-        return self.layers if cut_here and list(self.layers or ()) == sorted(self.layers or ()) else None
-
     def check(self, task: Task) -> None:
         """Whether one can learn from the other; see `of`."""
         mine, theirs = self.student, self.teacher

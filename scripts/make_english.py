@@ -1,15 +1,17 @@
-"""Makes `ioptim/data/definitions.parquet` (the data set `builtin:definitions`) from the files of WordNet 3.0; always the same bytes.
+"""Makes `ioptim/data/english.parquet` (`builtin:english`) from `everyday.jsonl` and the files of WordNet 3.0; always the same bytes.
 
     apt-get install wordnet-base
-    python scripts/make_definitions.py [--wordnet /usr/share/wordnet]
+    python scripts/make_english.py [--wordnet /usr/share/wordnet]
 
-Short rows are one entry (`beagle: a small short-legged smooth-coated breed of hound`) or one example sentence; long ones join an entry with
-entries below or beside it into a passage, so that lengths run from a search query to a paragraph. Every definition is used once.
+Everyday texts: each question and passage, the sentences of a passage alone, and two passages of a topic joined. WordNet: short rows are one
+entry (`beagle: a small short-legged smooth-coated breed of hound`) or one example sentence; long ones join an entry with entries below or
+beside it, so that lengths run from a search query to a paragraph. Every definition is used once.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -19,7 +21,9 @@ from pathlib import Path
 import pyarrow
 from pyarrow import parquet
 
-TARGET = Path(__file__).parents[1] / "ioptim" / "data" / "definitions.parquet"
+FOLDER = Path(__file__).parents[1] / "ioptim" / "data"
+EVERYDAY = FOLDER / "everyday.jsonl"
+TARGET = FOLDER / "english.parquet"
 PARTS = {"n": "noun", "v": "verb", "a": "adj", "s": "adj", "r": "adv"}
 BELOW = "~"
 """WordNet's mark for an entry of narrower meaning."""
@@ -49,12 +53,30 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     entries = {key: entry for part in dict.fromkeys(PARTS.values()) for key, entry in read(parser.parse_args().wordnet, part)}
     draw = random.Random(0)
-    texts = list(dict.fromkeys([*passages(entries, draw), *sentences(entries)]))
-    table = pyarrow.table({"text": texts, "split": ["train"] * len(texts)})
-    parquet.write_table(table, TARGET, compression="zstd", compression_level=22, use_dictionary=["split"], data_page_size=1 << 26)
+    origins = dict.fromkeys([*passages(entries, draw), *sentences(entries)], "wordnet") | dict.fromkeys(everyday(), "everyday")
+    texts = list(origins)
+    columns = {"text": texts, "origin": list(origins.values()), "split": ["train"] * len(texts)}
+    parquet.write_table(
+        pyarrow.table(columns), TARGET, compression="zstd", compression_level=22, use_dictionary=["origin", "split"], data_page_size=1 << 26
+    )
     words = sorted(len(text.split()) for text in texts)
     quarters = ", ".join(str(words[len(words) * quarter // 4]) for quarter in (1, 2, 3))
-    print(f"{TARGET}: {len(texts)} rows, quartiles of words {quarters}, {TARGET.stat().st_size / 1e6:.2f} MB")
+    print(f"{TARGET}: {len(texts)} rows ({columns['origin'].count('everyday')} everyday), {TARGET.stat().st_size / 1e6:.2f} MB")
+    print(f"quartiles of words: {quarters}")
+
+
+def everyday() -> Iterator[str]:
+    """Each text; of the passages also the sentences alone, and every two of a topic together."""
+    rows = [json.loads(line) for line in EVERYDAY.read_text().splitlines()]
+    by_topic: dict[str, list[str]] = {}
+    for row in rows:
+        yield row["text"]
+        if row["kind"] == "passage":
+            by_topic.setdefault(row["topic"], []).append(row["text"])
+            parts = re.split(r"(?<=[.!?;]) +", row["text"])
+            yield from (part for part in parts if len(parts) > 1 and len(part.split()) >= SENTENCE_WORDS)
+    for texts in by_topic.values():
+        yield from (" ".join(pair) for pair in zip(texts[::2], texts[1::2], strict=False))
 
 
 def read(folder: Path, part: str) -> Iterator[tuple[tuple[str, str], Entry]]:
