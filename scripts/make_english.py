@@ -5,7 +5,9 @@
 
 Everyday texts: each question and passage, the sentences of a passage alone, and two passages of a topic joined. WordNet: short rows are one
 entry (`beagle: a small short-legged smooth-coated breed of hound`) or one example sentence; long ones join an entry with entries below or
-beside it, so that lengths run from a search query to a paragraph. Every definition is used once.
+beside it, so that lengths run from a search query to a paragraph. Every definition is in one of these rows at most, and as many rows are
+drawn as there are everyday ones: a student of four layers came closer to its teacher on questions and passages with half of each than with
+all of WordNet (70,618 rows).
 """
 
 from __future__ import annotations
@@ -53,15 +55,16 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     entries = {key: entry for part in dict.fromkeys(PARTS.values()) for key, entry in read(parser.parse_args().wordnet, part)}
     draw = random.Random(0)
-    origins = dict.fromkeys([*passages(entries, draw), *sentences(entries)], "wordnet") | dict.fromkeys(everyday(), "everyday")
-    texts = list(origins)
-    columns = {"text": texts, "origin": list(origins.values()), "split": ["train"] * len(texts)}
+    modern = list(dict.fromkeys(everyday()))
+    dictionary = list(dict.fromkeys([*passages(entries, draw), *sentences(entries)]))
+    texts = modern + draw.sample(dictionary, len(modern))
+    columns = {"text": texts, "origin": ["everyday"] * len(modern) + ["wordnet"] * len(modern), "split": ["train"] * len(texts)}
     parquet.write_table(
         pyarrow.table(columns), TARGET, compression="zstd", compression_level=22, use_dictionary=["origin", "split"], data_page_size=1 << 26
     )
     words = sorted(len(text.split()) for text in texts)
     quarters = ", ".join(str(words[len(words) * quarter // 4]) for quarter in (1, 2, 3))
-    print(f"{TARGET}: {len(texts)} rows ({columns['origin'].count('everyday')} everyday), {TARGET.stat().st_size / 1e6:.2f} MB")
+    print(f"{TARGET}: {len(texts)} rows ({len(modern)} everyday), {TARGET.stat().st_size / 1e6:.2f} MB")
     print(f"quartiles of words: {quarters}")
 
 
