@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from typing import Any, Protocol
 
 from ioptim.core.record import NodeRecord, Status
@@ -44,16 +45,22 @@ class _Silent:
 
 
 class _Plain:
-    """A line when a node has ended."""
+    """A line when a node has ended, and one a minute of what goes on meanwhile: a log of a night's training must not be empty."""
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def __init__(self, total: int, every_s: float = 60.0) -> None:
+        self.total, self.every_s = total, every_s
         self.ended = 0
+        self.said = time.monotonic()
         self.lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
         with self.lock:
+            if event.what == "progress" and time.monotonic() - self.said >= self.every_s:
+                self.said = time.monotonic()
+                sys.stderr.write(f"      {event.node.id}  {event.done:.0%}  {event.message}".rstrip() + "\n")
+                sys.stderr.flush()
             if event.what == "ended":
+                self.said = time.monotonic()
                 self.ended += 1
                 for line in ended_lines(event.node):
                     sys.stderr.write(line + "\n" if line[0] == " " else f"[{self.ended}/{self.total}] {line}\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ioptim.cache import Store
@@ -22,7 +22,10 @@ ONCE = ("embeddings_share",)
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a step's model against the one it is made from or taught by; None is what is not known before it runs."""
+    """Of a step's model against the one it is made from or taught by; None is what is not known before it runs.
+
+    `at_most`: unused words leave it, nobody knows yet how many.
+    """
 
     parameters: int
     of_parameters: int
@@ -30,9 +33,10 @@ class Estimate:
     of_operations: int | None
     speedup: float | None
     basis: str
+    at_most: bool = False
 
     def __str__(self) -> str:
-        text = f"{self.parameters:,} of {self.of_parameters:,} parameters"
+        text = f"{'at most ' if self.at_most else ''}{self.parameters:,} of {self.of_parameters:,} parameters"
         if self.operations is None or self.of_operations is None or self.speedup is None:
             return f"{text}; operations and speed are not known before it runs"
         text += f", {self.operations / 1e6:,.0f} of {self.of_operations / 1e6:,.0f} million multiply-adds for {TOKENS} tokens"
@@ -73,22 +77,29 @@ def _estimate(plan: Plan, node: Node, outlines: Mapping[str, Outline], store: St
     if mine is None or theirs is None:
         return None
     operations = mine.operations(TOKENS), theirs.operations(TOKENS)
+    sizes = mine.parameters, theirs.parameters
     if None in operations:
-        return Estimate(mine.parameters, theirs.parameters, None, None, None, "")
+        return Estimate(*sizes, None, None, None, "", mine.at_most)
     assert operations[0] is not None and operations[1] is not None
-    profile = _profile_of(reference, plan, store, states)
+    alike = {name for name, each in outlines.items() if (each.layers, each.operations(TOKENS)) == (theirs.layers, operations[1])}
+    profile = _profile_of(alike, plan, store, states)
     if profile is None:
-        return Estimate(mine.parameters, theirs.parameters, *operations, operations[1] / operations[0], "by the operations alone")
+        return Estimate(*sizes, *operations, operations[1] / operations[0], "by the operations alone", mine.at_most)
     name, shares = profile
     speedup = 1 / _time_left(shares, operations[0] / operations[1], mine, theirs)
-    return Estimate(mine.parameters, theirs.parameters, *operations, speedup, f"by the times that {name} has measured")
+    return Estimate(*sizes, *operations, speedup, f"by the times that {name} has measured", mine.at_most)
 
 
-def _profile_of(model: str | None, plan: Plan, store: Store, states: Mapping[str, Forecast]) -> tuple[str, Mapping[str, float]] | None:
-    """The first profile of this very model in the plan whose result is in the store: its id and the share of each kind of operator."""
+def _profile_of(
+    alike: Collection[str], plan: Plan, store: Store, states: Mapping[str, Forecast]
+) -> tuple[str, Mapping[str, float]] | None:
+    """The first profile in the plan of one of these models whose result is in the store: its id and the share of each kind of operator.
+
+    They are the reference and what differs from it in words alone, which multiply nothing.
+    """
     for node in plan.nodes:
         state = states.get(node.id)
-        if node.step.step == "profile" and node.model == model and state is not None and state.state == "cached" and state.key:
+        if node.step.step == "profile" and node.model in alike and state is not None and state.state == "cached" and state.key:
             result = store.has(state.key)
             if result is not None:
                 shares = {name: value for name, value in result.outcome.metrics.items() if name in _SHARES}

@@ -237,6 +237,9 @@ def _table_problems(loaded: Loaded, role: str, source: DataSource) -> list[Probl
         return [loaded.problem(("data", role), str(error))]
     task = loaded.recipe.model.task
     problems = [loaded.problem(("data", role, "columns"), text) for text in task.check_table(table, role)]
+    if role == "training":
+        for index, step in enumerate(loaded.recipe.steps):
+            problems += [loaded.problem(("steps", index), text) for text in step.check_training(table, task)]
     if role == "validation":
         for index, step in enumerate(loaded.recipe.steps):
             texts = step.check_rows(table, task) if isinstance(step, MeasuringStep) else ()

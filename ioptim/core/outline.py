@@ -24,10 +24,14 @@ def width_in(config: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Outline:
-    """The floating tensors of a model by name; `feed_forward` is the width of each layer's, 0 where it is not known."""
+    """The floating tensors of a model by name; `feed_forward` is the width of each layer's, 0 where it is not known.
+
+    `at_most`: there may be fewer words in it than the shapes say.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     feed_forward: int = 0
+    at_most: bool = False
 
     @property
     def parameters(self) -> int:
@@ -86,4 +90,4 @@ class Outline:
         def of(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(width if n == self.feed_forward else n for n in shape) if LAYER.match(name) else shape
 
-        return Outline({name: of(name, shape) for name, shape in self.shapes.items()}, width)
+        return replace(self, shapes={name: of(name, shape) for name, shape in self.shapes.items()}, feed_forward=width)

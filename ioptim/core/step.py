@@ -213,6 +213,10 @@ class Step(Frozen, ABC):
         """The same step with every `auto` replaced by what it means here. Pure; shown by the plan and part of the key."""
         return self
 
+    def check_training(self, table: Table, task: Task) -> list[str]:
+        """Objections to the rows of `data.training`; asked where a plan can read them."""
+        return []
+
     def check(self, where: Where) -> list[str]:
         """Objections at plan time, all of them: what depends on the hardware, the targets or the neighbouring step."""
         return []

@@ -34,9 +34,13 @@ class Table(Frozen):
         """How many rows are left without repetitions: a row that stands there twice is no further evidence of anything."""
         return len({tuple(map(_content, row)) for row in zip(*self.columns.values(), strict=True)})
 
-    def split(self, held_out: int, seed: int) -> tuple[Table, Table]:
-        """The rows without some drawn at random and without what repeats these, and those; both in their order."""
-        contents = [tuple(map(_content, row)) for row in zip(*self.columns.values(), strict=True)]
+    def split(self, held_out: int, seed: int, by: Sequence[str] = ()) -> tuple[Table, Table]:
+        """The rows without some drawn at random and without what repeats these, and those; both in their order.
+
+        Rows are the same where they are in the columns `by` (all when none is named): a number of its own makes no other text.
+        """
+        compared = [self.columns[name] for name in by or self.columns]
+        contents = [tuple(map(_content, row)) for row in zip(*compared, strict=True)]
         drawn = sorted(random.Random(seed).sample(range(len(self)), held_out))
         seen = {contents[i] for i in drawn}
         parts = [i for i in range(len(self)) if contents[i] not in seen], drawn
@@ -82,6 +86,11 @@ class Task(Frozen, ABC):
             f" Map one with `columns: {{{name}: <its name>}}`"
             for name in missing
         ]
+
+    def fed(self, table: Table) -> tuple[str, ...]:
+        """The columns of a table that feeds are made of: those without labels, or where it has none of these all that the task reads."""
+        unlabelled = tuple(name for name in self.calibration_columns if name in table.columns)
+        return unlabelled or tuple(name for name in self.columns if name in table.columns)
 
     @abstractmethod
     def examples(self, table: Table, model: ModelArtifact) -> Iterator[Feeds]:

@@ -50,6 +50,7 @@ class TensorRt(Runtime):
         description="smallest, most frequent and largest size of each varying axis, by its name; feeds outside are refused",
     )
     tf32: bool = Field(False, description="let float32 products round their inputs to 10 bits of mantissa (TensorRT's own default)")
+    sparse_weights: bool = Field(False, description="let the builder use kernels for weights pruned in the pattern 2:4")
     optimization_level: int = Field(3, ge=0, le=5, description="how long the builder searches for faster kernels")
     workspace_gb: float | None = Field(None, gt=0, description="memory that kernels may use beside the tensors; all when left out")
     timing_cache: str | None = Field(None, description="file that keeps measured kernel times between builds, to build faster")
@@ -128,6 +129,8 @@ class TensorRt(Runtime):
         config.builder_optimization_level = self.optimization_level
         if not self.tf32:
             config.clear_flag(trt.BuilderFlag.TF32)
+        if self.sparse_weights:
+            config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
         if self.workspace_gb is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(self.workspace_gb * 1e9))
         if self.timing_cache is not None:

@@ -33,8 +33,8 @@ class BuiltinData(DataSource):
         return column_objections(list(rows.columns), self.spec, self.spec.source)
 
     def identity(self) -> Mapping[str, str]:
-        """Digest of the file, and which of its rows and columns."""
-        return {"file": hash_file(self._file()), **selection(self.spec)}
+        """Digest of the file, and which of its rows and columns. Its splits are in one file, so the file does not tell the rows."""
+        return {"data_set": hash_file(self._file()), **selection(self.spec)}
 
     def read(self) -> Table:
         """The rows of the split."""

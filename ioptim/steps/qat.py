@@ -126,7 +126,7 @@ class QAT(Step):
             return table, ctx.table("dev")
         if self.held_out >= len(table):
             raise StepError(f"held_out is {self.held_out}, and data.training has {len(table)} rows")
-        return table.split(self.held_out, ctx.seed)
+        return table.split(self.held_out, ctx.seed, ctx.task.fed(table))
 
     def _settings(self, ctx: Context) -> Settings:
         names = ("epochs", "learning_rate", "warm_up", "weight_decay", "clip_norm", "accumulate", "max_minutes", "patience", "evaluations")

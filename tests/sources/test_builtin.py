@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ioptim.core.source import DataSource, DataSpec
+from ioptim.plan import _rows_of
 from ioptim.sources import data_source
 
 
@@ -55,6 +56,12 @@ def test_english_shares_no_text_with_retrieval() -> None:
 def runs_of_five(text: str) -> set[tuple[str, ...]]:
     words = re.findall(r"[a-z0-9']+", text.lower())
     return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
+
+
+def test_its_splits_are_different_rows_to_the_plan() -> None:
+    """They are in one file; calibrating on one and judging by the other is no leak."""
+    test, again, calibration = (source("builtin:retrieval", split=split) for split in ("test", "test", "calibration"))
+    assert _rows_of(test) == _rows_of(again) != _rows_of(calibration) is not None
 
 
 def test_a_split_must_be_named() -> None:

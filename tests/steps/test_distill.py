@@ -24,6 +24,7 @@ from ioptim.steps.distill.objective import Objective
 from ioptim.steps.distill.rows import Rows as Batches
 from ioptim.steps.distill.rows import _correlation, alike
 from ioptim.steps.distill.student import Pair, Side
+from ioptim.tasks.feature_extraction import FeatureExtraction
 from ioptim.tasks.image_classification import ImageClassification
 from ioptim.tasks.text_classification import TextClassification
 from ioptim.training import Point, Progress
@@ -239,6 +240,28 @@ def test_what_repeats_a_held_out_row_is_not_trained_on() -> None:
     assert len(held) == 1 and len(kept) == 6 and not {*kept.columns["sentence"]} & {*held.columns["sentence"]}
 
 
+def test_a_number_of_its_own_makes_no_other_text() -> None:
+    """Data sets number their rows: what repeats is the text, whatever stands beside it."""
+    texts = ["a", "b"] * 6
+    columns = {"idx": list(range(12)), "sentence": texts, "label": [i % 3 for i in range(12)]}
+    table = Table(columns=columns, rows=tuple(map(str, range(12))), origin="t")
+    assert TextClassification().fed(table) == ("sentence",)
+    kept, held = table.split(1, seed=0, by=("sentence",))
+    assert len(held) == 1 and len(kept) == 6 and not {*kept.columns["sentence"]} & {*held.columns["sentence"]}
+    pairs = Table(columns={"query": ["q"], "passage": ["p"], "topic": ["t"]}, rows=("1",), origin="t")
+    assert FeatureExtraction().fed(pairs) == ("query", "passage")
+
+
+def test_rows_that_cannot_be_trained_on_are_objected_to() -> None:
+    unlabelled = Table(columns={"sentence": ["a", "b"]}, rows=("1", "2"), origin="rows.tsv")
+    step_ = Distill(student=Student(layers=1), losses=Losses(labels=1.0), held_out=2)
+    assert step_.check_training(unlabelled, Classes()) == [
+        "losses.labels needs a column 'label'; rows.tsv has sentence. Map one with `columns: {label: <its name>}`, or leave the loss out",
+        "held_out is 2, and data.training has 2 rows",
+    ]
+    assert Distill(student=Student(layers=1), held_out=1).check_training(unlabelled, Classes()) == []
+
+
 @pytest.mark.parametrize(("rows_", "sizes"), [(3, [3]), (4, [4]), (5, [5]), (8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2])])
 def test_every_row_is_in_one_batch_and_none_is_alone(rows_: int, sizes: list[int]) -> None:
     np = pytest.importorskip("numpy")
@@ -292,7 +315,7 @@ def test_layers_are_compared_with_those_that_the_recipe_names(tiny_bert: ModelAr
 @pytest.mark.parametrize(
     ("student", "message"),
     [
-        ({"layers": 3}, "student.layers is 3; the teacher has 2: a student cannot be larger"),
+        ({"layers": 3}, "student.layers is 3; the model that arrives has 2, and a student is cut out of it"),
         ({"layers": [0, 5]}, "layers [5] were named; the model's are 0 to 1"),
         ({"layers": 1, "feed_forward": 100}, "feed_forward is 100; the model's is 64 and cannot grow"),
         (

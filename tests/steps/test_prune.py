@@ -166,6 +166,15 @@ def test_layers_and_neurons_go(prune: Callable[..., Any]) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("importance", ["activation", "magnitude"])
+def test_neurons_that_go_are_reported_by_layer(prune: Callable[..., Any], importance: str) -> None:
+    outcome, _ = prune(feed_forward=24, importance=importance)
+    removed = next(found for found in outcome.tables if found.title == "What was removed")
+    assert [row[:2] for row in removed.rows] == [(f"feed-forward of layer {i}", "neurons") for i in range(3)]
+    assert all(before > after == 24 and (importance == "magnitude") == (share is None) for _, _, before, after, share in removed.rows)
+
+
+@pytest.mark.integration
 def test_a_layer_that_does_nothing_is_the_one_that_goes(words: ModelArtifact, tmp_path: Path) -> None:
     import torch
 

@@ -22,7 +22,7 @@ from ioptim.steps.distill.student import Pair, Student
 from ioptim.training import BF16_FLAGS, Progress, Settings, Training
 
 if TYPE_CHECKING:
-    from ioptim.core.task import Table
+    from ioptim.core.task import Table, Task
 
 DEV_BATCH = 64
 
@@ -128,7 +128,7 @@ class Distill(Step):
         else:
             student = None
         teacher = others.get("teacher", arriving)
-        if student is not None and teacher is not None and student.parameters > teacher.parameters:
+        if student is not None and teacher is not None and not student.at_most and student.parameters > teacher.parameters:
             text = f"the student has {student.parameters:,} parameters and its teacher {teacher.parameters:,}"
             raise StepError(f"{text}: a student cannot be larger")
         return student
@@ -167,6 +167,16 @@ class Distill(Step):
             objections.append(f"{text}; for {task.task} use logits, hidden, attention or labels")
         elif task.output != "logits" and (chosen.logits or chosen.labels):
             objections.append(f"losses on logits and labels are for classifiers; for {task.task} use embedding, hidden or attention")
+        return objections
+
+    def check_training(self, table: Table, task: Task) -> list[str]:
+        """The loss on labels needs some; as many rows held out as there are leave nothing to train on."""
+        objections = []
+        if self.losses is not None and self.losses.labels and "label" not in table.columns:
+            text = f"losses.labels needs a column 'label'; {table.origin} has {', '.join(table.columns)}"
+            objections.append(f"{text}. Map one with `columns: {{label: <its name>}}`, or leave the loss out")
+        if self.held_out is not None and self.held_out >= len(table):
+            objections.append(f"held_out is {self.held_out}, and data.training has {len(table)} rows")
         return objections
 
     def run(self, model: ModelArtifact, ctx: Context) -> Outcome:
@@ -226,7 +236,7 @@ class Distill(Step):
             return table, ctx.table("dev")
         if self.held_out >= len(table):
             raise StepError(f"held_out is {self.held_out}, and data.training has {len(table)} rows")
-        return table.split(self.held_out, ctx.seed)
+        return table.split(self.held_out, ctx.seed, ctx.task.fed(table))
 
     def _settings(self, ctx: Context) -> Settings:
         names = ("epochs", "learning_rate", "warm_up", "weight_decay", "clip_norm", "accumulate", "max_minutes", "patience", "evaluations")

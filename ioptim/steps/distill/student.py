@@ -72,7 +72,7 @@ class Student(Frozen):
             return tuple(range(total))
         if isinstance(self.layers, int):
             if self.layers > total:
-                raise StepError(f"student.layers is {self.layers}; the teacher has {total}: a student cannot be larger")
+                raise StepError(f"student.layers is {self.layers}; the model that arrives has {total}, and a student is cut out of it")
             return spread(self.layers, total)
         return self.layers
 

@@ -110,13 +110,15 @@ class Prune(Step):
         return objections
 
     def outline(self, arriving: Outline | None, others: Mapping[str, Outline | None]) -> Outline | None:
-        """Which layers and neurons go is measured; how many is known. How many words, heads or channels stay only the rows tell."""
-        known = not (self.vocabulary or self.heads or self.channels)
-        if arriving is None or not known or not (arriving.layers or self.sparsity):
+        """Which layers and neurons go is measured; how many is known. How many heads or channels stay only the rows tell.
+
+        So they do for words, but a word that is looked up multiplies nothing: without it there are fewer parameters, of equal work.
+        """
+        if arriving is None or self.heads or self.channels or not (arriving.layers or self.sparsity):
             return None
-        if self.layers is None and self.feed_forward is None:
-            return arriving
-        return arriving.cut(range(min(self.layers or arriving.layers, arriving.layers)), self.feed_forward)
+        if self.layers is not None or self.feed_forward is not None:
+            arriving = arriving.cut(range(min(self.layers or arriving.layers, arriving.layers)), self.feed_forward)
+        return replace(arriving, at_most=True) if self.vocabulary else arriving
 
     def library_names(self, where: Where) -> tuple[str, ...]:
         more = (("transformers", "tokenizers") if self._asked(ENCODERS) else ()) + (("torch-pruning",) if self.channels is not None else ())
@@ -173,9 +175,10 @@ class Prune(Step):
             values = self._neurons(done.module, rows)
             width = getattr(done.module.config, width_name(done.module.config))
             done.module = cut(done.module, range(done.module.config.num_hidden_layers), self.feed_forward, values)
-            for layer, value in (values or {}).items():
-                left = value.topk(self.feed_forward).indices
-                done.removed.append((f"feed-forward of layer {layer}", "neurons", width, self.feed_forward, share(value, left)))
+            for layer in range(done.module.config.num_hidden_layers):
+                value = values[layer] if values is not None else None
+                stays = share(value, value.topk(self.feed_forward).indices) if value is not None else None
+                done.removed.append((f"feed-forward of layer {layer}", "neurons", width, self.feed_forward, stays))
 
     def _neurons(self, module: Any, rows: Rows) -> dict[int, Any] | None:
         """Importance of each feed-forward's neurons; None leaves it to `cut`, which goes by magnitude."""

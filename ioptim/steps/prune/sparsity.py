@@ -24,7 +24,7 @@ class Sparsity(Frozen):
     """Which weights of linear layers and convolutions become zero: the least important of each row, counted by `ratio` or `pattern`.
 
     Nothing gets faster by it where ioptim runs today: ONNX Runtime, OpenVINO and torch multiply by the zeros as by any number, in
-    float and in int8. TensorRT on Ampere and later has kernels for `2:4`, which has to be allowed there. What shrinks is the
+    float and in int8. TensorRT on Ampere and later has kernels for `2:4`, which its option `sparse_weights` allows. What shrinks is the
     file once something compresses it (an archive, a download), not the file itself. For speed, remove channels, heads, neurons or layers.
 
     With `importance: activation` a weight counts as |weight| x norm of its input on training rows (Wanda, arXiv:2306.11695), with
