@@ -63,7 +63,8 @@ def run_plain(files: Mapping[str, Path], rows: Path, threads: int, rounds: int) 
             for name in list(subjects)[:: 1 if i % 2 == 0 else -1]:
                 blocks[name].append(subjects[name].ask("block", LEAD_IN + TIMED_ROWS)[LEAD_IN:])
         print(f"\nCPU time that other processes took during the check with the library: {others.percent():.0f} %")
-        return {name: {"blocks": blocks[name], "accuracy": subject.ask("quality", True)} for name, subject in subjects.items()}
+        accuracy = {name: statistics.fmean(subject.ask("scores", True)) for name, subject in subjects.items()}
+        return {name: {"blocks": blocks[name], "accuracy": accuracy[name]} for name in subjects}
     finally:
         for subject in subjects.values():
             subject.close()

@@ -10,7 +10,8 @@ recipes leave in DIR's store up to `compile`: a training of up to 28 minutes eac
 checkpoint that an earlier run of that recipe trained (a second call takes everything from the store as long as ioptim is the same). Every
 model is then opened by its library alone, in a process of its own with the library's default options (`plain_session.py`): no line of
 ioptim runs while anything is timed. The processes take turns, one awake at a time, in rounds of alternating order; a ratio is taken within
-a round.
+a round. What a model loses is paired by row with the model as given, with the interval at 95 % that ioptim's gates go by: `undecided` where
+it holds the bound.
 
 Leaves DIR/peers-JOB.json and DIR/peers-JOB.svg. Exits with 1 when one of ioptim's models misses what it is there for.
 """
@@ -33,6 +34,9 @@ import yaml
 from measure import OthersShare, PlainProcess, machine, table
 from plain_session import BATCH, TIMED_ROWS
 
+from ioptim import intervals
+
+CONFIDENCE = 0.95
 LEAD_IN, BATCHES = TIMED_ROWS, 4
 """Calls at the head of a turn that do not count, one pass over the rows: the others have used the caches meanwhile. Batches that do."""
 OPTIMUM = (
@@ -125,9 +129,14 @@ class Contender:
     engine: str
     python: str = sys.executable
     bar: Bar | None = None
-    quality: float = 0.0
+    scores: list[float] = field(default_factory=list)
+    """By row, or by query."""
     single: list[list[float]] = field(default_factory=list)
     batched: list[list[float]] = field(default_factory=list)
+
+    @property
+    def quality(self) -> float:
+        return statistics.fmean(self.scores)
 
     @property
     def size_mb(self) -> float:
@@ -239,7 +248,7 @@ def run(job: Job, contenders: Sequence[Contender], args: argparse.Namespace) -> 
         files = {"model": str(one.file), "tokenizer": str(tokenizer), "rows": str(job.rows)}
         argument = {"engine": one.engine, "threads": args.threads, **files}
         processes[one.name] = process = PlainProcess(argument, one.python)
-        one.quality = process.ask("quality", True)  # warms up as well
+        one.scores = process.ask("scores", True)  # warms up as well
         process.ask("batches", BATCHES)
     others = OthersShare([process.process.pid for process in processes.values()])
     try:
@@ -258,14 +267,14 @@ def run(job: Job, contenders: Sequence[Contender], args: argparse.Namespace) -> 
 def report(job: Job, contenders: Sequence[Contender], workdir: Path) -> int:
     theirs = [one for one in contenders if one.bar is None] or list(contenders)
     best = {way: min(theirs, key=lambda one: statistics.median(one.medians(way))) for way in ("single", "batched")}
-    given = next((one.quality for one in contenders if one.name in ("torch", "ONNX Runtime fp32")), None)
+    given = next((one for one in contenders if one.name in ("torch", "ONNX Runtime fp32")), None)
     rows, missed = [], []
     for one in contenders:
         times = {way: _times(best[way], one, way) for way in best}
-        rows.append(_row(one, times))
+        rows.append(_row(one, times, given))
         if one.bar is not None:
             missed += _missed(one, one.bar, {way: statistics.median(values) for way, values in times.items()}, given)
-    columns = ["model", "batch 1, p50 ms", "× best peer", f"batch {BATCH}, rows/s", "× best peer", job.quality, "MB"]
+    columns = ["model", "batch 1, p50 ms", "× best peer", f"batch {BATCH}, rows/s", "× best peer", job.quality, "points lost", "MB"]
     print(table(columns, rows))
     names = {way: one.name for way, one in best.items()}
     print(f"\nBest peer at batch 1: {names['single']}; at batch {BATCH}: {names['batched']}. Ratios: median of the rounds (5 % to 95 %).")
@@ -280,24 +289,40 @@ def _times(peer: Contender, one: Contender, way: str) -> list[float]:
     return [a / b for a, b in zip(peer.medians(way), one.medians(way), strict=True)]
 
 
-def _row(one: Contender, times: Mapping[str, Sequence[float]]) -> list[str]:
+def _lost(one: Contender, given: Contender) -> tuple[float, float, float]:
+    """Points that a model is worse than the one given, and the ends of the interval at 95 %."""
+    drops = [a - b for a, b in zip(given.scores, one.scores, strict=True)]
+    if {*given.scores, *one.scores} <= {0.0, 1.0}:
+        low, high = intervals.tango(drops.count(1.0), drops.count(-1.0), len(drops), CONFIDENCE)
+    else:
+        low, high = intervals.bca([drops], lambda means: means[0], CONFIDENCE)
+    return 100 * statistics.fmean(drops), 100 * low, 100 * high
+
+
+def _row(one: Contender, times: Mapping[str, Sequence[float]], given: Contender | None) -> list[str]:
     def ratio(values: Sequence[float]) -> str:
         low, *_, high = statistics.quantiles(values, n=20)
         return f"{statistics.median(values):.2f} ({low:.2f}-{high:.2f})"
 
     single, batched = statistics.median(one.medians("single")) * 1e3, BATCH / statistics.median(one.medians("batched"))
     figures = [f"{single:.3f}", ratio(times["single"]), f"{batched:.0f}", ratio(times["batched"])]
-    return [one.name, *figures, f"{one.quality:.4f}", f"{one.size_mb:.1f}"]
+    lost = "{:.1f} ({:.1f} to {:.1f})".format(*_lost(one, given)) if given is not None and one is not given else ""
+    return [one.name, *figures, f"{one.quality:.4f}", lost.replace("-", "−"), f"{one.size_mb:.1f}"]
 
 
-def _missed(one: Contender, bar: Bar, times: Mapping[str, float], given: float | None) -> list[str]:
+def _missed(one: Contender, bar: Bar, times: Mapping[str, float], given: Contender | None) -> list[str]:
     """What of its bar a model misses, in words. The one made without training needs only the better of the two speeds."""
     found = []
     reached = max(times.values()) if bar.faster < 2 else min(times.values())
     if reached < bar.faster:
         found.append(f"{one.name} is {reached:.2f} times the best peer, to be {bar.faster}")
-    if given is not None and given - one.quality > bar.max_drop:
-        found.append(f"{one.name} loses {100 * (given - one.quality):.1f} points, at most {100 * bar.max_drop:g}")
+    if given is not None:
+        points, low, high = _lost(one, given)
+        if points > 100 * bar.max_drop:
+            found.append(f"{one.name} loses {points:.1f} points, at most {100 * bar.max_drop:g}")
+        elif low <= 100 * bar.max_drop < high:
+            bound = f"at most {100 * bar.max_drop:g} points"
+            print(f"Undecided at 95 %: whether {one.name} loses {bound} ({points:.1f}, {low:.1f} to {high:.1f}).")
     if bar.max_mb is not None and one.size_mb > bar.max_mb:
         found.append(f"{one.name} has {one.size_mb:.1f} MB, at most {bar.max_mb:g}")
     return found

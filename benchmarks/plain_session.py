@@ -4,7 +4,7 @@
 
 `engine` is `onnxruntime`, `openvino`, `torch` or `torch.compile`; for the last two `model` is a checkpoint folder. Each runs with its
 library's defaults but for the number of threads. Rows are texts with a label (`.tsv` with a header), or queries with the passage that
-answers each (`.jsonl`). Then one JSON request per line on standard input (`{"block": n}`, `{"batches": n}` or `{"quality": true}`), one
+answers each (`.jsonl`). Then one JSON request per line on standard input (`{"block": n}`, `{"batches": n}` or `{"scores": true}`), one
 JSON answer per line on standard output.
 """
 
@@ -59,16 +59,16 @@ class PlainSession:
             seconds.append(clock() - begin)
         return seconds
 
-    def quality(self, _: Any = None) -> float:
-        """Accuracy where rows have labels, else nDCG@10 of the queries among all passages, by cosine of the mean of the tokens' vectors."""
+    def scores(self, _: Any = None) -> list[float]:
+        """1 or 0 by row with a label, else nDCG@10 by query among all passages, by cosine of the mean of the tokens' vectors."""
         answers = [np.asarray(self.run(feed))[0] for feed in self.feeds]
         if self.labels is not None:
-            return float(np.mean([answer.argmax() == label for answer, label in zip(answers, self.labels, strict=True)]))
+            return [float(answer.argmax() == label) for answer, label in zip(answers, self.labels, strict=True)]
         vectors = np.stack([answer.mean(axis=0, dtype=np.float64) for answer in answers])
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         similar = vectors[0::2] @ vectors[1::2].T
         ranks = (similar >= np.diag(similar)[:, None]).sum(axis=1)  # the right passage is one of them
-        return float(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0).mean())
+        return [float(score) for score in np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0)]
 
 
 def read(file: Path) -> tuple[list[str], list[int] | None]:
