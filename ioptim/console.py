@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from ioptim.core.record import NodeRecord, Status
 from ioptim.core.step import Level
@@ -21,6 +22,11 @@ MARK = {
 COLOUR = {Status.PASSED: "green", Status.GATE_FAILED: "red", Status.ERROR: "red", Status.SKIPPED: "yellow", Status.INTERRUPTED: "yellow"}
 
 
+def nobody_reads(stream: TextIO) -> None:
+    """The reader of a pipe has gone: what is still to be written, by Python's own last flush too, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 class Display(Protocol):
     """Told of every event, from any thread."""
 
@@ -33,7 +39,12 @@ def display(total: int, *, quiet: bool = False) -> Display:
     """The display that fits where standard error goes. `quiet` shows nothing while the run goes."""
     if quiet:
         return _Silent()
-    return _Live(total) if sys.stderr.isatty() else _Plain(total)
+    if not sys.stderr.isatty():
+        return _Plain(total)
+    try:
+        return _Live(total)
+    except ImportError:  # rich comes with the extras
+        return _Plain(total)
 
 
 class _Silent:
@@ -56,15 +67,20 @@ class _Plain:
     def __call__(self, event: Event) -> None:
         with self.lock:
             if event.what == "progress" and time.monotonic() - self.said >= self.every_s:
-                self.said = time.monotonic()
-                sys.stderr.write(f"      {event.node.id}  {event.done:.0%}  {event.message}".rstrip() + "\n")
-                sys.stderr.flush()
+                self._say(f"      {event.node.id}  {event.done:.0%}  {event.message}".rstrip())
             if event.what == "ended":
-                self.said = time.monotonic()
                 self.ended += 1
-                for line in ended_lines(event.node):
-                    sys.stderr.write(line + "\n" if line[0] == " " else f"[{self.ended}/{self.total}] {line}\n")
-                sys.stderr.flush()
+                first, *rest = ended_lines(event.node)
+                self._say(f"[{self.ended}/{self.total}] {first}", *rest)
+
+    def _say(self, *lines: str) -> None:
+        """A reader that has gone (`2>&1 | head`) does not end the run."""
+        self.said = time.monotonic()
+        try:
+            sys.stderr.write("".join(f"{line}\n" for line in lines))
+            sys.stderr.flush()
+        except BrokenPipeError:
+            nobody_reads(sys.stderr)
 
     def close(self) -> None:
         return

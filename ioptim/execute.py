@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,14 @@ class Run:
         except IoptimError as error:
             self._exit_codes.append(error.exit_code)
             return self._ended(node_id, status=Status.ERROR, error=str(error), log=str(self._log(node_id)))
+        except Exception as error:  # noqa: BLE001  a defect of ours: Prefect would keep it to itself, and the run would pass unjudged
+            self._exit_codes.append(ExitCode.STEP)
+            log = self._log(node_id)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a") as file:
+                traceback.print_exc(file=file)
+            text = f"{type(error).__name__}: {error}. This is a defect of ioptim, not of the recipe; please report it with {log}"
+            return self._ended(node_id, status=Status.ERROR, error=text, log=str(log))
 
     def end(self, stopped: BaseException | None = None) -> RunRecord:
         """Settle the run's status and exit code; `stopped` is what ended it before its last node, if anything did.
@@ -133,6 +142,8 @@ class Run:
             return Status.ERROR, self._exit_codes[0]  # the first is the likeliest cause of the others
         if Status.GATE_FAILED in statuses:
             return Status.GATE_FAILED, ExitCode.GATE
+        if Status.INTERRUPTED in statuses:  # nobody ended it, yet not every node came to its end
+            return Status.ERROR, ExitCode.STEP
         return Status.PASSED, ExitCode.PASS
 
     # One node

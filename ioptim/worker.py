@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import math
+import shutil
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,10 @@ from ioptim.sources import data_source, model_source
 quiet_environment()
 
 
+FULL_BYTES = 1 << 20
+"""A disk with less room than this is full: the smallest model that anybody compiles is larger."""
+
+
 def run_step(request: dict[str, Any]) -> dict[str, Any]:
     """Run one step here and return its outcome as JSON; models and files lie in the request's `out`.
 
@@ -45,12 +50,19 @@ def run_step(request: dict[str, Any]) -> dict[str, Any]:
         if outcome.samples:
             (ctx.out / "files").mkdir(exist_ok=True)
             write_samples(ctx.out / "files", outcome.samples, ctx.hardware.fingerprint)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if _is_full(error, ctx.out):
             text = f"the disk that holds {ctx.out} is full: nothing half-written was kept. Free some room (`ioptim cache prune`)"
             raise UnavailableError(f"{text}, or name another folder with --home or IOPTIM_HOME") from error
         raise
     return outcome.model_dump(mode="json")
+
+
+def _is_full(error: Exception, folder: Path) -> bool:
+    """Libraries that write files themselves raise errors of their own, which seldom say that the disk was full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error) or shutil.disk_usage(folder).free < FULL_BYTES
 
 
 def _check_numbers(outcome: Outcome) -> None:

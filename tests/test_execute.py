@@ -331,6 +331,24 @@ def test_the_next_slow_step_is_prepared_while_one_works(world: World) -> None:
     assert all("torch" in p.modules and p.modules[0] == "ioptim.worker" for p in world.prepared)
 
 
+def test_what_nobody_foresaw_fails_the_node_and_the_run(world: World) -> None:
+    world.fail["quantize"] = ValueError("cannot convert float NaN to integer")
+    record = world.run().record
+    node = record.node("quantize")
+    assert (record.status, record.exit_code, node.status) == (Status.ERROR, ExitCode.STEP, Status.ERROR)
+    assert node.error is not None and node.log is not None
+    assert node.error.startswith("ValueError: cannot convert float NaN to integer. This is a defect of ioptim, not of the recipe")
+    assert "Traceback (most recent call last)" in Path(node.log).read_text()
+    assert record.node("compile").status is Status.SKIPPED
+
+
+def test_a_run_whose_nodes_did_not_all_end_has_not_passed(world: World) -> None:
+    run = world.start()
+    run.run_node("source")
+    record = run.end()
+    assert (record.status, record.exit_code) == (Status.ERROR, ExitCode.STEP)
+
+
 def test_nothing_is_prepared_when_all_is_in_the_store(world: World) -> None:
     world.run()
     world.prepared.clear()

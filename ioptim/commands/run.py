@@ -12,7 +12,7 @@ from typing import Any
 from ioptim import hardware
 from ioptim.cache import Store
 from ioptim.commands._common import home_of, load, plan_of, print_json
-from ioptim.console import display
+from ioptim.console import display, nobody_reads
 from ioptim.core.record import RunRecord
 from ioptim.core.tracker import Tracker
 from ioptim.errors import ExitCode, IoptimError, PlanError, UnavailableError
@@ -65,10 +65,14 @@ def main(args: argparse.Namespace) -> ExitCode:
     record = run.close(write_report)
     if record.tracking.state == "logged":
         _upload_earlier(home)
-    if args.json:
-        print_json(document(record))
-    else:
-        print(summary_text(record, colour=sys.stdout.isatty()))
+    try:
+        if args.json:
+            print_json(document(record))
+        else:
+            print(summary_text(record, colour=sys.stdout.isatty()))
+        sys.stdout.flush()
+    except BrokenPipeError:  # what the run came to is still the answer
+        nobody_reads(sys.stdout)
     return record.exit_code if record.exit_code is not None else ExitCode.STEP
 
 
