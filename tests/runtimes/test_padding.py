@@ -11,9 +11,10 @@ import pytest
 from ioptim import non_finite
 from ioptim.core.artifact import ModelArtifact
 from ioptim.core.runtime import Target
+from ioptim.errors import StepError
 from ioptim.onnx_graph import count_ops, fuse_transformer, load_graph, nodes_of, save_graph
 from ioptim.onnx_padding import SWITCH, Removed, remove_padding, without_switch
-from ioptim.runtimes import onnxruntime
+from ioptim.runtimes import _onnx_compare, onnxruntime
 from ioptim.runtimes.onnxruntime import OnnxRuntime
 
 pytestmark = pytest.mark.integration
@@ -204,6 +205,35 @@ def test_a_model_that_would_answer_otherwise_keeps_its_padding(bert: ModelArtifa
     assert note.text.startswith("padding is computed too: a graph that leaves it out did not pass the comparison (outputs differ by ")
     assert "If" not in count_ops(artifact.model_path)
     assert "packed_nodes" not in outcome.metrics
+
+
+@pytest.mark.parametrize(("wrong", "accepted"), [(0, True), (1, True), (_onnx_compare.PADDING_DRAWS, False)])
+def test_one_activation_rounded_elsewhere_is_no_other_model(monkeypatch: pytest.MonkeyPatch, wrong: int, accepted: bool) -> None:
+    """Of several draws of inputs the first `wrong` ones differ by more than is accepted."""
+
+    class Value:
+        name, shape, type = "attention_mask", ["batch", "sequence"], "tensor(int64)"
+
+    class Session:
+        def __init__(self, error: float) -> None:
+            self.error, self.calls = error, 0
+
+        def get_inputs(self) -> list[Any]:
+            return [Value]
+
+    def outputs(session: Any, feeds: Any) -> list[np.ndarray]:
+        draw = session.calls % max(wrong + 1, 1)
+        session.calls += 1
+        tokens = np.ones((*feeds["attention_mask"].shape, 4), np.float32)
+        tokens[0, 0] += session.error if draw < wrong else 0.0
+        return [tokens]
+
+    monkeypatch.setattr(_onnx_compare, "_outputs", outputs)
+    if accepted:
+        assert _onnx_compare.padding_difference(Session(0.0), Session(0.1), "attention_mask", dynamic=True) == 0
+    else:
+        with pytest.raises(StepError, match="outputs differ by 0.1 of their largest value, at most 0.02 is accepted"):
+            _onnx_compare.padding_difference(Session(0.0), Session(0.1), "attention_mask", dynamic=True)
 
 
 @pytest.mark.parametrize("read", ["mean of all", "masked mean", "last token", "last that counts", "two axes", "both"])
