@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote
 
 from ioptim.core.artifact import Format
 from ioptim.core.document import Loc
@@ -20,6 +23,7 @@ from ioptim.errors import IoptimError, PlanError, Problem, StepError, Unavailabl
 from ioptim.graph import Grower, Node, in_order, named_steps
 from ioptim.recipe import Loaded
 from ioptim.sources import data_source, model_source
+from ioptim.sources._paths import outside
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
                 problems += _table_problems(loaded, role, found)
     rows = {role: known for role, source in data.items() if (known := _rows_of(source)) is not None}
     problems += _seen_before(loaded, rows)
+    problems += _written_outside(loaded, root)
     missing: dict[str, list[str]] = {}
     for node in grower.nodes:
         for library in node.libraries:
@@ -131,10 +136,11 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
     )
 
 
+@cache
 def installed(distribution: str) -> bool:
     """Whether a distribution is there, without importing it (a folder named like it would import as well)."""
     try:
-        importlib.metadata.version(distribution)
+        importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
@@ -150,11 +156,35 @@ def _source_of(make: Callable[[], T], loaded: Loaded, loc: Loc, problems: list[P
     """The source, with its objections put down; None when there is no such source."""
     try:
         source = make()
+        problems += [loaded.problem(loc, text) for text in source.check()]
     except IoptimError as error:
         problems.append(loaded.problem(loc, str(error)))
         return None
-    problems += [loaded.problem(loc, text) for text in source.check()]
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        text = f"{error.filename} cannot be read: {error.strerror}. Correct the path, or change its permissions"
+        problems.append(loaded.problem(loc, text if error.filename else str(error)))
+        return None
     return source
+
+
+def _written_outside(loaded: Loaded, root: Path | None) -> list[Problem]:
+    """Files that the recipe lets a run write outside the root; the sources object to what would be read there."""
+    named: list[tuple[Loc, list[str]]] = [(("tracking", "uri"), _files_in(loaded.recipe.tracking.uri or ""))]
+    for index, target in enumerate(loaded.recipe.targets):
+        cache = getattr(target.runtime, "timing_cache", None)  # TensorRT's; no other runtime writes where it is told
+        if cache:
+            expanded = os.path.expanduser(cache)  # noqa: PTH111  # Path's raises where there is no such user
+            named.append((("targets", index, "runtime", "timing_cache"), [expanded]))
+    found = ((loc, [text for path in paths for text in outside(Path(path), root)]) for loc, paths in named)
+    return [loaded.problem(loc, texts[0]) for loc, texts in found if texts]
+
+
+def _files_in(uri: str) -> list[str]:
+    """The file that an MLflow URI means, in each way that its escapes and `?` may be read; none for a server's."""
+    local = r"(?:sqlite(?:\+\w+)?:///(?:file:)?|file:(?://[^/]*)?|(?!databricks$|[a-z][\w+.-]*:))(.+)"
+    found = re.fullmatch(local, uri, re.IGNORECASE | re.DOTALL)
+    forms = (found[1], re.split("[?#]", found[1])[0]) if found else ()
+    return [text for form in forms for text in (form, unquote(form)) if text]
 
 
 def changes_shape(node: Node) -> bool:

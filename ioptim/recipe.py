@@ -6,6 +6,8 @@ The only module that brings steps, runtimes and tasks together.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
@@ -193,8 +195,9 @@ def _key_of(holder: Any, part: str) -> str | int | None:
     if isinstance(holder, dict):
         return part
     if isinstance(holder, list):
-        if part.isdigit() and int(part) < len(holder):
-            return int(part)
+        positions = {str(i): i for i in range(len(holder))}
+        if part in positions:
+            return positions[part]
         for i, item in enumerate(holder):
             if item == part or (isinstance(item, dict) and part in (item.get("id"), item.get("name"))):
                 return i
@@ -206,8 +209,7 @@ def _key_of(holder: Any, part: str) -> str | int | None:
 
 def _has(holder: Any) -> str:
     if isinstance(holder, list):
-        names = [item if isinstance(item, str) else item.get("id") or item.get("name") or item.get("step") for item in holder]
-        return f"are {', '.join(str(n) for n in names)}"
+        return f"are {', '.join(str(_name_of(item, i)) for i, item in enumerate(holder)) or 'no items'}"
     if isinstance(holder, dict):
         return f"are {', '.join(holder)}"
     return f"is the value {holder!r}"
@@ -216,7 +218,9 @@ def _has(holder: Any) -> str:
 def _from_here(text: str) -> str:
     """A path typed at the prompt is meant from the prompt's folder, not from the recipe's: in full, it means the same everywhere."""
     path, equals, raw = text.partition("=")
-    if path.rpartition(".")[2] not in ("source", "weights") or raw.startswith("/") or not raw or not Path(raw).exists():
+    if path.rpartition(".")[2] not in ("source", "weights") or raw.startswith("/") or not raw:
+        return text
+    if not os.path.exists(raw):  # noqa: PTH110  # Path's raises where the name is too long
         return text
     return f"{path}{equals}{Path(raw).absolute()}"
 
@@ -230,6 +234,8 @@ def _problem(error: Any, expanded: dict[str, Any], document: Document) -> Proble
     line = document.line(loc)
     key = str(loc[-1]) if loc else ""
     fields = owner.model_fields if owner else {}
+    if loc == ("name",) and loc not in document.lines and loc not in document.overridden:
+        return Problem("name", _no_name(given))
     if kind == "extra_forbidden":
         message = f"unknown key{did_you_mean(key, fields) or '.'} Accepted here: {', '.join(fields)}"
     elif kind == "missing":
@@ -254,6 +260,15 @@ def _problem(error: Any, expanded: dict[str, Any], document: Document) -> Proble
         message = f"{error['msg'][0].lower()}{error['msg'][1:]}; received {_short(given)}"
     from_command_line = line is None and bool(document.overridden)
     return Problem(readable(loc, expanded), message + (" (from --set)" if from_command_line else ""), line)
+
+
+def _no_name(stem: str) -> str:
+    """A recipe that names itself by its file's name, which is none."""
+    better = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:80] or "my-recipe"
+    return (
+        f"the file's name, {_short(stem)}, cannot be the recipe's: a name has at most 80 letters, digits and ._- and starts with"
+        f" a letter or digit. Write a name into the file, for example `name: {better}`, or rename the file"
+    )
 
 
 def _place(loc: Sequence[str | int], expanded: Any) -> tuple[Loc, type[BaseModel] | None]:
@@ -294,15 +309,17 @@ def readable(loc: Loc, data: Any) -> str:
     """A place as a user names it: `steps.quantize.scheme`, which is also what `--set` takes."""
     names: list[str] = []
     for part in loc:
-        name: Any = part
-        item = _get(data, part)
-        data = item
-        if isinstance(part, int) and isinstance(item, dict):
-            name = item.get("id") or item.get("name") or item.get("step") or item.get("metric") or part
-        elif isinstance(part, int) and isinstance(item, str):
-            name = item
+        data = _get(data, part)
+        name = _name_of(data, part) if isinstance(part, int) else part
         names.append(f"[{name}]" if isinstance(name, int) else str(name))
     return ".".join(names).replace(".[", "[")
+
+
+def _name_of(item: Any, position: int) -> Any:
+    """How a list's item is called: by its id, name, step or metric, by itself where it is text, else by its number."""
+    if isinstance(item, dict):
+        return item.get("id") or item.get("name") or item.get("step") or item.get("metric") or position
+    return item if isinstance(item, str) else position
 
 
 def _get(holder: Any, part: str | int) -> Any:

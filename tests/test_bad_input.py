@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,80 @@ def test_data_that_cannot_be_used(folder: Path, capsys: pytest.CaptureFixture[st
     assert message.format(folder=folder) in text
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("2026-13-45", "'2026-13-45' cannot be read as a date; write one like 2026-01-31, or quote it (without a tag) to mean text"),
+        ("!!timestamp x", "'x' cannot be read as a date; write one like 2026-01-31"),
+        ("9" * 5000, f"'{'9' * 57}...' cannot be read as a whole number of at most 64 bits; write one like 12"),
+        ("0x" + "f" * 5000, "...' cannot be read as a whole number of at most 64 bits"),
+        ("0b_", "'0b_' cannot be read as a whole number"),
+        ("!!int abc", "'abc' cannot be read as a whole number"),
+        ("!!int ''", "'' cannot be read as a whole number"),
+        ("!!bool maybe", "'maybe' cannot be read as a boolean; write true or false"),
+        ("1:" * 400 + "1.5", "...' cannot be read as a number; write one like 0.5"),
+    ],
+)
+def test_values_that_yaml_takes_for_what_they_are_not(folder: Path, capsys: pytest.CaptureFixture[str], value: str, message: str) -> None:
+    (folder / "wrong.yaml").write_text(f"{RECIPE}seed: {value}\n")
+    code, text = said(capsys, "validate", "wrong.yaml")
+    assert code == 2
+    assert text.startswith("ioptim: wrong.yaml: line 8: seed: ") and message in text
+    code, text = said(capsys, "plan", "r.yaml", "--set", f"seed={value}")
+    assert code == 2
+    assert text.startswith("ioptim: r.yaml: --set seed: ") and message in text
+
+
+def test_text_after_set_in_another_encoding(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "validate", "r.yaml", "--set", "description=caf\udce9") == (
+        2,
+        "ioptim: r.yaml: --set description: this is not UTF-8 text\n",
+    )
+
+
+@pytest.mark.parametrize("columns", ["{}", "{sentence: text}"])
+def test_a_header_with_half_a_quoted_name(folder: Path, capsys: pytest.CaptureFixture[str], columns: str) -> None:
+    (folder / "new.csv").write_text('"sentence"x,label\ngood,1\n')
+    options = ["--set", "data.validation.source=new.csv", "--set", f"data.validation.columns={columns}"]
+    code, text = said(capsys, "plan", "r.yaml", *options)
+    assert code == 2
+    assert f"{folder}/new.csv: the header cannot be read (',' expected after '\"'): expected names with commas between them" in text
+
+
+@pytest.mark.parametrize("key", ["model.source", "data.validation.source"])
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("~nosuchuser/x", "'~nosuchuser/x': no home folder is known for ~nosuchuser. Write the path out;"),
+        ("x" * 300, f"/{'x' * 300} cannot be read: File name too long. Correct the path, or change its permissions"),
+    ],
+)
+def test_paths_that_no_system_has(folder: Path, capsys: pytest.CaptureFixture[str], key: str, source: str, message: str) -> None:
+    code, text = said(capsys, "plan", "r.yaml", "--set", f"{key}={source}")
+    assert code == 2
+    assert message in text and f"  {key}: " in text
+
+
+def test_data_that_may_not_be_read(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def refused(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == "rows.tsv":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    code, text = said(capsys, "plan", "r.yaml")
+    assert code == 2
+    message = f"{folder}/rows.tsv cannot be read: Permission denied. Change its permissions, or name another file"
+    assert f"line 2: data.validation.source: {message}" in text
+
+
+@pytest.mark.parametrize(("name", "message"), [("r.yaml/x", "not a directory"), ("x" * 300, "file name too long")])
+def test_a_recipe_that_cannot_be_opened(folder: Path, capsys: pytest.CaptureFixture[str], name: str, message: str) -> None:
+    assert said(capsys, "validate", name) == (2, f"ioptim: {name}: the file cannot be read: {message}\n")
+
+
 def test_everything_that_speaks_against_a_plan_is_said_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "rows.tsv").write_text("text\tlabel\ngood\t1\n")
     code, text = said(capsys, "plan", "r.yaml", "--set", "targets.cpu.device=gpu", "--set", "steps.quantize.scheme=int8-static")
@@ -87,6 +162,24 @@ def test_paths_that_leave_the_root(folder: Path, capsys: pytest.CaptureFixture[s
     assert code == 2
     assert f"{folder}/inside/rows.tsv (it leads to {folder}/rows.tsv) is outside the allowed root {folder}/inside" in text
     assert "model.source: " in text and "is outside the allowed root" in text
+
+
+@pytest.mark.parametrize("way_in", ["--root", "IOPTIM_ROOT"])
+def test_files_written_outside_the_root(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, way_in: str
+) -> None:
+    inside = folder / "inside"
+    inside.mkdir()
+    text = RECIPE.replace("runtime: onnxruntime", "device: gpu, runtime: {runtime: tensorrt, timing_cache: ~nosuchuser/../../../t}")
+    (inside / "r.yaml").write_text(f"{text}tracking: {{uri: 'sqlite:///{folder}/runs.db'}}\n")
+    if way_in == "IOPTIM_ROOT":
+        monkeypatch.setenv(way_in, str(inside))
+    monkeypatch.chdir(inside)
+    code, text = said(capsys, "run", "r.yaml", "--engine", "local", *(["--root", "."] if way_in == "--root" else []))
+    assert code == 2
+    assert f"line 8: tracking.uri: {folder}/runs.db is outside the allowed root {inside}; move it there, or allow a wider root" in text
+    assert f"line 3: targets.cpu.runtime.timing_cache: ~nosuchuser/../../../t (it leads to {folder.parent}/t) is outside" in text
+    assert not (folder / "runs.db").exists()
 
 
 def test_a_runtime_that_is_not_installed(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,6 +299,49 @@ def test_every_recipe_plans(path: Path) -> None:
     assert {node.step.step for node in made.nodes} >= {"source", "compile", "validate", "benchmark"}
 
 
+# What a run would write
+
+
+@pytest.mark.parametrize(
+    ("uri", "place"),
+    [
+        ("sqlite:////anywhere/x.db", "/anywhere/x.db"),
+        ("sqlite:///../x.db", "../x.db (it leads to {folder}/x.db)"),
+        ("SQLite+pysqlite:////anywhere/x.db", "/anywhere/x.db"),
+        ("sqlite:///file:/anywhere/x.db?uri=true", "/anywhere/x.db?uri=true"),
+        ("sqlite:////anywhere?/../../{root}/x.db", "/anywhere"),
+        ("file:///anywhere", "/anywhere"),
+        ("file:{root}/%2e%2e/x", "{root}/../x (it leads to {folder}/x)"),
+        ("file://localhost/anywhere", "/anywhere"),
+        ("../runs", "../runs (it leads to {folder}/runs)"),
+        ("link/runs", "link/runs (it leads to /anywhere/runs)"),
+    ],
+)
+def test_a_tracking_uri_may_not_leave_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, place: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to("/anywhere")
+    monkeypatch.chdir(root)
+    made = tracked(root, uri.format(root=root))
+    [problem] = made.objections
+    text = f"{place.format(root=root, folder=tmp_path)} is outside the allowed root {root}; move it there, or allow a wider root"
+    assert (problem.path, problem.message) == ("tracking.uri", text)
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://mlflow:5000/a/../b", "databricks", "databricks://me", "postgresql://db/x", "sqlite:///x.db", "file:{root}/runs", "runs"]
+)
+def test_servers_and_places_inside_the_root_are_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tracked(tmp_path, uri.format(root=tmp_path)).objections == ()
+
+
+def tracked(root: Path, uri: str) -> Plan:
+    path = root / "r.yaml"
+    path.write_text(HEAD.format(source="folder", targets="") + f"  - compile\ntracking: {{uri: '{uri}'}}\n")
+    return make_plan(read_recipe(path), HARDWARE, root)
+
+
 # A step that reads another model than the one that arrives
 
 

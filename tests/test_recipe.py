@@ -84,6 +84,27 @@ def test_a_gate_has_one_bound(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("stem", "better"), [("my recipe", "my-recipe"), ("_small", "small"), ("модель", "my-recipe"), ("x" * 90, "x" * 80)]
+)
+def test_a_file_name_that_is_no_recipe_s(tmp_path: Path, stem: str, better: str) -> None:
+    path = tmp_path / f"{stem}.yaml"
+    path.write_text(GOOD)
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path, ["seed=1"])
+    shown = stem if len(stem) < 60 else f"{stem[:56]}..."
+    assert [str(problem).replace('"', "") for problem in caught.value.problems] == [
+        f"name: the file's name, {shown}, cannot be the recipe's: a name has at most 80 letters, digits and ._- and starts with"
+        f" a letter or digit. Write a name into the file, for example `name: {better}`, or rename the file"
+    ]
+    assert read_recipe(path, [f"name={better}"]).recipe.name == better
+
+
+def test_a_name_that_is_written_and_wrong(tmp_path: Path) -> None:
+    [mistake] = mistakes(tmp_path, f"name: my recipe\n{GOOD}")
+    assert mistake.startswith("line 1: name: string should match pattern")
+
+
 @pytest.mark.parametrize(("text", "kind"), [("", "nothing"), ("- a\n", "list"), ("word", "str")])
 def test_a_file_that_is_no_mapping(tmp_path: Path, text: str, kind: str) -> None:
     [mistake] = mistakes(tmp_path, text)
@@ -118,6 +139,14 @@ class TestSet:
         found = mistakes(tmp_path, GOOD, "steps.quantise.scheme=x", "nonsense", "model.source.deep=1")
         assert found[0] == "--set steps.quantise.scheme: the recipe has no 'quantise' in steps; there are profile, quantize, compile"
         assert found[1] == "--set nonsense: expected PATH=VALUE, for example --set steps.quantize.scheme=int8-dynamic"
+
+    def test_an_earlier_override_that_left_no_steps(self, tmp_path: Path) -> None:
+        found = mistakes(tmp_path, GOOD, "steps=[1, {step: compile}, [x]]", "steps.foo.bar=1", "steps.0.bar=1", "steps.²=1")
+        assert found == [
+            "--set steps.foo.bar: the recipe has no 'foo' in steps; there are 0, compile, 2",
+            "--set steps.0.bar: the recipe has no 'bar' in steps[0]; there is the value 1",
+            "--set steps.²: the recipe has no '²' in steps; there are 0, compile, 2",
+        ]
 
     def test_a_wrong_value_says_that_it_was_set(self, tmp_path: Path) -> None:
         [mistake] = mistakes(tmp_path, GOOD, "targets.cpu.threads=none")

@@ -16,6 +16,14 @@ MAX_VALUES = 50_000
 
 PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")}
 
+READABLE = {
+    "tag:yaml.org,2002:int": "a whole number of at most 64 bits; write one like 12",
+    "tag:yaml.org,2002:float": "a number; write one like 0.5",
+    "tag:yaml.org,2002:bool": "a boolean; write true or false",
+    "tag:yaml.org,2002:timestamp": "a date; write one like 2026-01-31",
+}
+"""What YAML takes a value for, by its look or its tag, and how such a value is written."""
+
 Loc = tuple[str | int, ...]
 
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -56,8 +64,8 @@ def load(path: Path) -> Document:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RecipeError(_not_there(path), origin) from None
-    except PermissionError:
-        raise RecipeError("the file cannot be read: permission denied", origin) from None
+    except OSError as error:
+        raise RecipeError(f"the file cannot be read: {(error.strerror or str(error)).lower()}", origin) from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"the file is not UTF-8 text (byte {error.start})", origin) from error
     return parse(text, origin)
@@ -67,7 +75,10 @@ def parse(text: str, origin: str = "") -> Document:
     """The values of a YAML text; see `load` for what is refused."""
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    except UnicodeEncodeError as error:  # typed after --set in another encoding
+        raise RecipeError("this is not UTF-8 text", origin) from error
     try:
         node = loader.get_single_node()
         builder = _Builder(loader)
@@ -128,17 +139,26 @@ class _Builder:
             yield key, self.build(value_node, (*loc, key))
 
     def _scalar(self, node: Any, loc: Loc, line: int) -> Any:
-        value = self.loader.construct_object(node)
+        try:
+            value = self.loader.construct_object(node)
+        except (ValueError, LookupError, AttributeError, OverflowError):  # what the library lets through: 2026-13-45, 0b_, !!bool maybe
+            return self._unreadable(node, loc, line)
+        if isinstance(value, int) and value.bit_length() > 64:
+            return self._unreadable(node, loc, line)
         if isinstance(value, str) and not node.style and _EXPONENT.fullmatch(value):
             value = float(value)  # YAML 1.1, which the library reads, wants 2.0e-4; everybody writes 2e-4
         if isinstance(value, bool) and node.value.lower() in ("on", "off"):
             return node.value.lower()  # YAML 1.1 again: what recipes call `off` is the name of a choice
         if isinstance(value, float) and not math.isfinite(value):
-            self.problems.append(Problem(dotted(loc), f"{node.value} is not a number that a recipe can use", line))
+            self.problems.append(Problem(dotted(loc), f"{_cut(node.value)} is not a number that a recipe can use", line))
             return None
         if value is None or isinstance(value, str | int | float | bool):
             return value
         return node.value  # a date: the text as written
+
+    def _unreadable(self, node: Any, loc: Loc, line: int) -> None:
+        text = f"{_cut(node.value)!r} cannot be read as {READABLE[node.tag]}, or quote it (without a tag) to mean text"
+        self.problems.append(Problem(dotted(loc), text, line))
 
 
 def dotted(loc: Loc) -> str:
@@ -147,6 +167,10 @@ def dotted(loc: Loc) -> str:
     for part in loc:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _syntax_problem(error: Any, text: str) -> Problem:

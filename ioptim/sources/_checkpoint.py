@@ -19,6 +19,7 @@ from ioptim.core.step import Level, Note, Outcome, Written
 from ioptim.core.task import Task
 from ioptim.errors import PlanError, StepError
 from ioptim.sources._assets import TOKENIZER, assets_in, copy_assets
+from ioptim.sources._paths import unreadable
 from ioptim.sources._pickle import convert, pickles_in, refusal
 from ioptim.sources._probe import probe
 from ioptim.sources._safetensors import Header, NotSafetensorsError, merge, read_header
@@ -53,9 +54,15 @@ class Checkpoint:
         """Everything that is wrong with the files."""
         if not self.folder.is_dir():
             return [f"{self.folder} is not a folder; a checkpoint is a folder with {CONFIG} and {WEIGHTS}"]
+        if objections := unreadable(self.folder / name for name in self._files if not self._index_problem):
+            return objections
         config, objections = self._read_config()
-        if "auto_map" in config and not self.spec.allow_remote_code:
-            classes = ", ".join(str(value) for value in config["auto_map"].values())
+        code = config.get("auto_map", {})
+        if not isinstance(code, dict):
+            kind = type(code).__name__
+            objections.append(f"{self.folder / CONFIG}: auto_map must be a JSON object; it is {kind}. Correct it, or remove it")
+        elif code and not self.spec.allow_remote_code:
+            classes = ", ".join(str(value) for value in code.values())
             objections.append(
                 f"{self.folder / CONFIG} asks to run Python code that the checkpoint carries (auto_map: {classes})."
                 " Read that code, then accept it with `allow_remote_code: true`"
@@ -71,7 +78,7 @@ class Checkpoint:
         """SHA-256 of every file that is read: the same checkpoint from another place has the same identity."""
         if objections := self.check():
             raise PlanError("; ".join(objections))
-        return {name: hash_file(self.folder / name) for name in sorted({*self._weight_names, *assets_in(self.folder), *self._code})}
+        return {name: hash_file(self.folder / name) for name in self._files}
 
     def outline(self) -> Outline | None:
         """From the headers of safetensors files and the configuration; None where the weights are a pickle."""
@@ -89,7 +96,7 @@ class Checkpoint:
             return {}, [f"{self.folder} is not a transformers checkpoint: it has no {CONFIG}; it holds {names}"]
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             return {}, [f"{path} is not valid JSON: {error}"]
         if not isinstance(config, dict):
             return {}, [f"{path} must hold a JSON object; it holds {type(config).__name__}"]
@@ -146,6 +153,11 @@ class Checkpoint:
         return shapes
 
     @cached_property
+    def _files(self) -> tuple[str, ...]:
+        """Everything that is read."""
+        return tuple(sorted({*self._weight_names, *assets_in(self.folder), *self._code}))
+
+    @cached_property
     def _weight_names(self) -> tuple[str, ...]:
         """The weight files, safetensors before pickles; an index comes first, then the parts it names."""
         if (self.folder / WEIGHTS).is_file():
@@ -158,9 +170,10 @@ class Checkpoint:
     def _parts(self) -> tuple[str, ...]:
         """Files that the index names; empty when it cannot be read, which `_index_problem` reports."""
         try:
-            return tuple(sorted(set(json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())))
-        except (ValueError, KeyError, AttributeError, TypeError):
+            parts = set(json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return ()
+        return tuple(sorted(parts)) if all(isinstance(part, str) for part in parts) else ()
 
     @cached_property
     def _index_problem(self) -> str:

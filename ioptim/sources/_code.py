@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ioptim.errors import PlanError
+from ioptim.sources._paths import unreadable
 
 
 def local_files(base: Path, module: str) -> dict[str, Path]:
@@ -51,8 +52,10 @@ def parse(path: Path) -> ast.Module:
     """The syntax tree of a file.
 
     Raises:
-        PlanError: a syntax error, with its line.
+        PlanError: a syntax error, with its line; a file that may not be read.
     """
+    if objections := unreadable([path]):
+        raise PlanError(objections[0])
     try:
         return ast.parse(path.read_bytes(), str(path))
     except SyntaxError as error:

@@ -50,7 +50,7 @@ def column_names(path: Path) -> list[str]:
         first = next(_json_objects(path, []), (0, {}))
         return list(first[1])
     with path.open(encoding="utf-8-sig", newline="") as file:
-        return next(_csv_reader(file, path), [])
+        return _header(_csv_reader(file, path), path)
 
 
 def _csv_reader(file: Any, path: Path) -> Any:
@@ -60,12 +60,20 @@ def _csv_reader(file: Any, path: Path) -> Any:
     return csv.reader(file, strict=True)
 
 
+def _header(reader: Any, path: Path) -> list[str]:
+    try:
+        return next(reader, [])
+    except csv.Error as error:
+        accepted = "expected names with commas between them, each plain or wholly in quotation marks"
+        raise PlanError(f"{path}: the header cannot be read ({error}): {accepted}") from error
+
+
 def _read_separated(path: Path) -> Rows:
     broken: list[str] = []
     values, names = [], []
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = _csv_reader(file, path)
-        header: list[str] = next(reader, [])
+        header = _header(reader, path)
         _check_header(header, path)
         line = reader.line_num + 1
         try:
@@ -120,6 +128,9 @@ def _json_objects(path: Path, broken: list[str]) -> Iterator[tuple[int, dict[str
                 value = json.loads(text.rstrip("\r\n"))
             except json.JSONDecodeError as error:
                 broken.append(f"line {line} is not JSON: {error.msg} (column {error.colno})")
+                continue
+            except (ValueError, RecursionError):
+                broken.append(f"line {line} holds a number of thousands of digits, or thousands of brackets in one another")
                 continue
             if isinstance(value, dict):
                 yield line, value

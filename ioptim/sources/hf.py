@@ -97,6 +97,8 @@ class HubData(DataSource):
     def check(self) -> list[str]:
         """A name that is none, no split, a split that the cached snapshot lacks where the network is forbidden."""
         objections = self.repository.check()
+        if self.folder.startswith("/") or ".." in self.folder.split("/"):
+            return [*objections, f"{self.spec.source}: {self.folder!r} is not a folder of the data set"]
         if self.spec.split is None:
             objections.append(f"{self.spec.source}: name the split, for example `split: validation`{self._splits_text()}")
         if objections:

@@ -17,7 +17,7 @@ from ioptim.errors import PlanError, StepError
 from ioptim.onnx_graph import load_graph
 from ioptim.sources._assets import assets_in, copy_assets
 from ioptim.sources._onnx_head import NotOnnxError, check_onnx
-from ioptim.sources._paths import located, missing, outside
+from ioptim.sources._paths import located, missing, outside, unreadable
 
 if TYPE_CHECKING:
     import onnx
@@ -36,11 +36,14 @@ class OnnxModel(ModelSource):
         self.path = located(spec.source, base)
 
     def check(self) -> list[str]:
-        """A path that is not there or leaves the root; a file that is not ONNX or is cut off. Reads a few bytes only."""
+        """A path that is not there, leaves the root or may not be read, a file beside it too; not ONNX, cut off. Reads a few bytes."""
         if objections := outside(self.path, self.root):
             return objections
         if not self.path.is_file():
             return [missing(self.path, "file")]
+        beside = [self.path.parent / name for name in assets_in(self.path.parent)]
+        if objections := [text for path in beside for text in outside(path, self.root)] + unreadable([self.path, *beside]):
+            return objections
         try:
             check_onnx(self.path)
         except NotOnnxError as error:
@@ -118,6 +121,8 @@ class OnnxModel(ModelSource):
                 raise StepError(f"{self.path} keeps weights in {name!r}, outside its own folder; that is not read")
             if not path.is_file():
                 raise StepError(f"{self.path} keeps weights in {name!r}, which is not beside it. Copy both files")
+            if objections := unreadable([path]):
+                raise StepError(objections[0])
         return names
 
 

@@ -9,7 +9,7 @@ from ioptim.core.artifact import hash_file
 from ioptim.core.source import DataSource, DataSpec
 from ioptim.core.task import Table
 from ioptim.errors import IoptimError, PlanError
-from ioptim.sources._paths import located, missing, outside
+from ioptim.sources._paths import located, missing, outside, unreadable
 from ioptim.sources._rows import SUFFIXES, column_names, read_rows
 from ioptim.sources._table import column_objections, make_table, selection
 
@@ -37,6 +37,8 @@ class LocalTable(DataSource):
         """The path, the split, the kind of file, the mapped columns. Rows are read by `read`."""
         try:
             file = self._file()
+            if objections := unreadable([file]):
+                return objections
             if file.stat().st_size == 0:
                 return [f"{file} is empty: expected a header with the names of the columns, then rows"]
             names = column_names(file) if self.spec.columns else []

@@ -14,9 +14,9 @@ from ioptim.core.source import ModelSource, ModelSpec
 from ioptim.core.step import Level, Note, Outcome, Written
 from ioptim.core.task import Task
 from ioptim.errors import PlanError, StepError
-from ioptim.sources._assets import copy_assets
+from ioptim.sources._assets import assets_in, copy_assets
 from ioptim.sources._code import local_files, module_file, names_defined, parse
-from ioptim.sources._paths import located, missing, outside
+from ioptim.sources._paths import located, missing, outside, unreadable
 from ioptim.sources._pickle import SUFFIXES, convert, refusal
 from ioptim.sources._probe import probe
 from ioptim.sources._safetensors import NotSafetensorsError, read_header
@@ -51,7 +51,7 @@ class FactoryModel(ModelSource):
         return objections + self._check_weights()
 
     def identity(self) -> Mapping[str, str]:
-        """Digests of the factory's file, of everything it imports from beside the recipe, and of the weights."""
+        """Digests of the factory's file, of everything it imports from beside the recipe, of the weights, and of what is copied with them."""
         if objections := self.check():
             raise PlanError("; ".join(objections))
         found = {"factory": f"{self.module}:{self.factory}"}
@@ -61,7 +61,8 @@ class FactoryModel(ModelSource):
             found |= {"package": " ".join(self._distributions())}
         if self.weights:
             found["weights"] = hash_file(self.weights)
-        return found
+        beside = self._file().parent
+        return found | {name: hash_file(beside / name) for name in assets_in(beside)}
 
     def outline(self) -> Outline | None:
         """Of the weights given, where they are a safetensors file."""
@@ -94,17 +95,19 @@ class FactoryModel(ModelSource):
         return Outcome(written=written, metrics={"parameters": float(parameters)}, notes=self._notes())
 
     def _check_code(self) -> list[str]:
-        if not self.module or not self.factory:
-            return [f"{self.spec.source!r} must be python:MODULE:FACTORY, for example python:models.cnn:build"]
-        if self.module.endswith(".py") or "/" in self.module:
+        if self.factory and (self.module.endswith(".py") or "/" in self.module):
             dotted = self.module.removesuffix(".py").strip("./").replace("/", ".")
             return [f"{self.spec.source!r} names a file; name the module as for an import: python:{dotted}:{self.factory}"]
+        if not self.factory or not all(self.module.split(".")):
+            return [f"{self.spec.source!r} must be python:MODULE:FACTORY, for example python:models.cnn:build"]
         path = module_file(self.base, self.module)
         if path is None:
             beside = self.base / f"{self.module.replace('.', '/')}.py"
             return [f"there is no module {self.module!r}: there is no file {beside}, and no installed package has it"]
-        local = self._code()
-        if objections := [text for file in local.values() for text in outside(file, self.root)]:
+        local = list(self._code().values())
+        if local:
+            local += [path.parent / name for name in assets_in(path.parent)]
+        if objections := [text for file in local for text in outside(file, self.root)] + unreadable(local):
             return objections
         names = names_defined(parse(path))
         if self.factory not in names and "*" not in names:
@@ -120,6 +123,8 @@ class FactoryModel(ModelSource):
             return objections
         if not path.is_file():
             return [missing(path, "file of weights")]
+        if objections := unreadable([path]):
+            return objections
         if path.suffix in SUFFIXES:
             return [] if self.spec.allow_pickle else [refusal(path, path.with_suffix(".safetensors"))]
         try:

@@ -35,6 +35,24 @@ def safetensors() -> Callable[[Mapping[str, tuple[int, ...]]], bytes]:
 
 
 @pytest.fixture
+def forbidden(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    """Lets no one open a file (whose mode would not keep root out), and gives the objection to it."""
+
+    def forbid(file: Path) -> str:
+        opened = Path.open
+
+        def refused(path: Path, *args: Any, **options: Any) -> Any:
+            if path == file:
+                raise PermissionError(13, "Permission denied", str(path))
+            return opened(path, *args, **options)
+
+        monkeypatch.setattr(Path, "open", refused)
+        return f"{file} cannot be read: Permission denied. Change its permissions, or name another file"
+
+    return forbid
+
+
+@pytest.fixture
 def checkpoint(tmp_path: Path) -> Callable[..., Path]:
     """Writes a checkpoint folder that passes every check made without loading it."""
 

@@ -211,6 +211,12 @@ def test_a_split_that_is_not_there(cache: Path) -> None:
     assert data("hf:org/rows", split="test").check()[0].endswith(". The cached snapshot has train.csv")
 
 
+@pytest.mark.parametrize("folder", ["../../..", "data/../../x", "/etc"])
+def test_a_folder_that_is_not_of_the_data_set(cache: Path, folder: str) -> None:
+    snapshot(cache, "datasets--org--rows")
+    assert data(f"hf:org/rows/{folder}").check() == [f"hf:org/rows/{folder}: {folder!r} is not a folder of the data set"]
+
+
 def test_several_configurations(cache: Path) -> None:
     place = snapshot(cache, "datasets--org--glue")
     for folder in ("cola", "sst2"):

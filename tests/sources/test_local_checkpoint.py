@@ -60,6 +60,9 @@ def test_config_that_is_not_json(checkpoint: Checkpoint) -> None:
     assert source(folder).check() == [f"{folder}/config.json is not valid JSON: Expecting value: line 1 column 16 (char 15)"]
     (folder / "config.json").write_text("[]")
     assert source(folder).check() == [f"{folder}/config.json must hold a JSON object; it holds list"]
+    for number in ("9" * 5000, "[" * 100_000):
+        (folder / "config.json").write_text(f'{{"vocab_size": {number}}}')
+        assert source(folder).check()[0].startswith(f"{folder}/config.json is not valid JSON: ")
 
 
 def test_no_weights(checkpoint: Checkpoint) -> None:
@@ -130,6 +133,21 @@ def test_code_in_a_checkpoint_is_refused(checkpoint: Checkpoint) -> None:
     assert "modeling_x.py" in allowed.identity()
 
 
+@pytest.mark.parametrize(("value", "kind"), [("x", "str"), (["x"], "list"), (None, "NoneType")])
+@pytest.mark.parametrize("allowed", [True, False])
+def test_code_that_is_named_in_no_known_way(checkpoint: Checkpoint, value: Any, kind: str, allowed: bool) -> None:
+    folder = checkpoint(config={"model_type": "bert", "auto_map": value})
+    message = f"{folder}/config.json: auto_map must be a JSON object; it is {kind}. Correct it, or remove it"
+    assert source(folder, allow_remote_code=allowed).check() == [message]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_file_that_may_not_be_read(checkpoint: Checkpoint, forbidden: Callable[[Path], str], name: str) -> None:
+    folder = checkpoint()
+    objection = forbidden(folder / name)
+    assert source(folder).check() == [objection]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -158,8 +176,9 @@ def test_parts(checkpoint: Checkpoint, safetensors: Callable[..., bytes]) -> Non
     assert source(folder).check() == []
     index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
     assert source(folder).check() == [f"{index} names a part outside its folder: ../elsewhere.safetensors"]
-    index.write_text("{}")
-    assert source(folder).check() == [f"{index} is not an index of safetensors parts: it has no weight_map of names to files"]
+    for content in ("{}", '{"weight_map": {"a": 1}}', "[" * 100_000):
+        index.write_text(content)
+        assert source(folder).check() == [f"{index} is not an index of safetensors parts: it has no weight_map of names to files"]
 
 
 def test_a_path_outside_the_root(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,35 @@ def test_not_there_or_outside_the_root(tmp_path: Path) -> None:
     ]
 
 
+WHOLE = HEAD + b"\x3a\x05graph"
+
+
+def test_a_file_beside_it_that_leads_outside_the_root(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "a.onnx").write_bytes(WHOLE)
+    (root / "tokenizer.json").symlink_to(tmp_path / "secret.json")
+    (tmp_path / "secret.json").write_text("{}")
+    assert source("a.onnx", base=root, root=root).check() == [
+        f"{root}/tokenizer.json (it leads to {tmp_path}/secret.json) is outside the allowed root {root};"
+        " move it there, or allow a wider root"
+    ]
+
+
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").symlink_to(tmp_path / "a.onnx")
+    [objection] = source("a.onnx", base=tmp_path, root=tmp_path).check()
+    assert objection.startswith(f"{tmp_path}/a.onnx leads nowhere: ")
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "tokenizer.json"])
+def test_a_file_that_may_not_be_read(tmp_path: Path, forbidden: Callable[[Path], str], name: str) -> None:
+    (tmp_path / "a.onnx").write_bytes(WHOLE)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    objection = forbidden(tmp_path / name)
+    assert source("a.onnx", base=tmp_path).check() == [objection]
+
+
 @pytest.fixture
 def linear(tmp_path: Path) -> Path:
     """`logits = image[:, 0, 0, :] @ weight`, with the weight inside the file."""
@@ -98,7 +128,7 @@ def test_truncated(linear: Path) -> None:
 
 
 @pytest.mark.integration
-def test_weights_in_a_file_beside_it(linear: Path, tmp_path: Path) -> None:
+def test_weights_in_a_file_beside_it(linear: Path, tmp_path: Path, forbidden: Callable[[Path], str]) -> None:
     import onnx
 
     folder = tmp_path / "external"
@@ -114,6 +144,10 @@ def test_weights_in_a_file_beside_it(linear: Path, tmp_path: Path) -> None:
     data[0] ^= 1
     (folder / "linear.bin").write_bytes(bytes(data))
     assert source(folder / "linear.onnx").identity() != before
+    objection = forbidden(folder / "linear.bin")
+    with pytest.raises(PlanError) as refused:
+        source(folder / "linear.onnx").identity()
+    assert str(refused.value) == objection
     (folder / "linear.bin").unlink()
     with pytest.raises(StepError) as caught:
         source(folder / "linear.onnx").fetch(tmp_path / "again", TASK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,9 @@ def test_broken_json(tmp_path: Path) -> None:
         "  broken row: line 3 holds list, not a JSON object\n"
         "  broken row: line 4 has the keys b; the first row has a"
     )
+    file(tmp_path, "rows.jsonl", f'{{"a": {"9" * 5000}}}\n{{"a": {"[" * 100_000}\n')
+    text = "holds a number of thousands of digits, or thousands of brackets in one another"
+    assert error(source(path)) == f"{path}: 2 objections\n  broken row: line 1 {text}\n  broken row: line 2 {text}"
 
 
 def test_empty(tmp_path: Path) -> None:
@@ -112,6 +116,13 @@ def test_empty(tmp_path: Path) -> None:
 def test_headers_that_are_none(tmp_path: Path) -> None:
     assert error(source(file(tmp_path, "a.csv", "x,y,x\n1,2,3\n"))) == f"{tmp_path}/a.csv: the header names x twice"
     assert error(source(file(tmp_path, "b.csv", "x,\n1,2\n"))) == f"{tmp_path}/b.csv: the header has a column without a name: 'x', ''"
+    half = file(tmp_path, "c.csv", '"x"y,z\n1,2\n')
+    message = (
+        f"{half}: the header cannot be read (',' expected after '\"'): expected names with commas between them,"
+        " each plain or wholly in quotation marks"
+    )
+    assert error(source(half)) == message
+    assert source(half, columns={"a": "z"}).check() == [message]
 
 
 def test_not_utf8(tmp_path: Path) -> None:
@@ -182,6 +193,20 @@ def test_not_there(tmp_path: Path) -> None:
     assert source("row.tsv", base=tmp_path).check() == [
         f"there is no file or folder {tmp_path}/row.tsv; {tmp_path} has rows.tsv. A data set of the Hugging Face hub is written hf:ORG/NAME"
     ]
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, forbidden: Callable[[Path], str]) -> None:
+    path = file(tmp_path, "rows.parquet", "x")
+    objection = forbidden(path)
+    assert source(path).check() == [objection]
+
+
+def test_a_home_folder_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        source("~nosuchuser/rows.tsv", base=tmp_path)
+    assert str(caught.value) == (
+        "'~nosuchuser/rows.tsv': no home folder is known for ~nosuchuser. Write the path out; a folder of that name is ./~nosuchuser"
+    )
 
 
 def test_another_kind_of_file(tmp_path: Path) -> None:

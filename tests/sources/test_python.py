@@ -53,7 +53,10 @@ def test_identity_is_the_code_that_is_imported(project: Path) -> None:
     (project / "nets/train.py").write_text("changed = True\n")
     assert source("python:nets.cnn:build", project).identity() == found
     (project / "nets/extra.py").write_text("x = 2\n")
-    assert source("python:nets.cnn:build", project).identity() != found
+    changed = source("python:nets.cnn:build", project).identity()
+    assert changed != found
+    (project / "nets/vocab.txt").write_text("a\nb\n")  # travels with the model
+    assert source("python:nets.cnn:build", project).identity() != changed
 
 
 def test_no_such_module(project: Path) -> None:
@@ -68,7 +71,7 @@ def test_no_such_factory(project: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["python:nets.cnn", "python:", "python::build"])
+@pytest.mark.parametrize("text", ["python:nets.cnn", "python:", "python::build", "python:.nets.cnn:build", "python:nets..cnn:build"])
 def test_a_source_that_names_no_factory(project: Path, text: str) -> None:
     assert source(text, project).check() == [f"{text!r} must be python:MODULE:FACTORY, for example python:models.cnn:build"]
 
@@ -100,10 +103,23 @@ def test_weights(project: Path, safetensors: Callable[..., bytes]) -> None:
     assert "is truncated" in source("python:nets.cnn:build", project, weights="net.safetensors").check()[0]
 
 
+@pytest.mark.parametrize("name", ["nets/extra.py", "nets/tokenizer.json", "net.safetensors"])
+def test_a_file_that_may_not_be_read(
+    project: Path, safetensors: Callable[..., bytes], forbidden: Callable[[Path], str], name: str
+) -> None:
+    (project / "nets/tokenizer.json").write_text("{}")
+    (project / "net.safetensors").write_bytes(safetensors({"w": (2,)}))
+    objection = forbidden(project / name)
+    assert source("python:nets.cnn:build", project, weights="net.safetensors").check() == [objection]
+
+
 def test_outside_the_root(project: Path, tmp_path: Path, safetensors: Callable[..., bytes]) -> None:
     (tmp_path / "net.safetensors").write_bytes(safetensors({"w": (2,)}))
     objections = source("python:nets.cnn:build", project, root=project, weights="../net.safetensors").check()
     assert objections == [f"{tmp_path}/net.safetensors is outside the allowed root {project}; move it there, or allow a wider root"]
+    (project / "nets/tokenizer.json").symlink_to(tmp_path / "net.safetensors")
+    assert source("python:nets.cnn:build", project, root=project).check()[0].startswith(f"{project}/nets/tokenizer.json (it leads to ")
+    (project / "nets/tokenizer.json").unlink()
     (tmp_path / "elsewhere.py").write_text("x = 1\n")
     (project / "nets/extra.py").unlink()
     (project / "nets/extra.py").symlink_to(tmp_path / "elsewhere.py")
