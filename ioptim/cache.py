@@ -17,10 +17,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from pydantic import Field, ValidationError
 
@@ -63,6 +63,10 @@ class Store:
             with tempfile.TemporaryFile(dir=self.root / "work"):
                 pass
         except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP):  # below /proc, say
+                raise UnavailableError(
+                    f"the store {self.root}: no folder can be made there ({error.strerror}). Name another with --home or IOPTIM_HOME"
+                ) from error
             self._refuse(error)
         self._sweep()
         return self
@@ -111,15 +115,23 @@ class Store:
     @contextmanager
     def work(self) -> Iterator[Path]:
         """An empty folder of this process's own, on the store's disk; removed afterwards."""
-        path = Path(tempfile.mkdtemp(dir=self.root / "work"))
-        held = (path / ".owner").open("w")
-        fcntl.flock(held, fcntl.LOCK_EX)
+        path, held = self._own_folder()
         try:
             (path / "out").mkdir()
             yield path / "out"
         finally:
             shutil.rmtree(path, ignore_errors=True)
             held.close()
+
+    def _own_folder(self) -> tuple[Path, TextIO]:
+        """A new folder under `work`, and the file whose lock says that somebody is at work in it."""
+        while True:
+            path = Path(tempfile.mkdtemp(dir=self.root / "work"))
+            held = (path / ".owner").open("w")
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if (path / ".owner").exists():
+                return path, held
+            held.close()  # another run's sweep had the lock first, and took the folder away
 
     def partial(self, key: str) -> Path:
         """Where a step may leave what it needs to go on after a kill; there until a result is put under the key."""
@@ -272,9 +284,10 @@ class Store:
             except BlockingIOError:
                 continue  # somebody is at work in it
             except FileNotFoundError:
-                # Either being made this very moment or left half made: only age tells.
-                if datetime.now().timestamp() - folder.stat().st_mtime > 3600:
-                    shutil.rmtree(folder, ignore_errors=True)
+                # Being made this very moment, left half made (only age tells), or removed by another run meanwhile.
+                with suppress(FileNotFoundError):
+                    if datetime.now().timestamp() - folder.stat().st_mtime > 3600:
+                        shutil.rmtree(folder, ignore_errors=True)
 
     def _read(self, key: str, deep: bool = True) -> tuple[Result | None, str]:
         path = self._result(key)

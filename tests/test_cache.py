@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
 import textwrap
 from datetime import timedelta
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -153,6 +155,12 @@ def test_a_folder_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
         Store(tmp_path / "store").create()
 
 
+@pytest.mark.parametrize("home", ["/proc/x", "/tmp/" + "x" * 300])
+def test_a_folder_that_cannot_be_made_is_said_so(home: str) -> None:
+    with pytest.raises(UnavailableError, match=rf"the store {home}/store: no folder can be made there \(.+\)\. Name another with --home"):
+        Store(Path(home) / "store").create()
+
+
 PUT_SLOWLY = """
     import sys, os, time
     sys.path[:0] = {path!r}
@@ -179,6 +187,30 @@ def test_what_a_killed_run_left_is_swept(store: Store) -> None:
     process.stdout.close()
     store.create()
     assert list((store.root / "work").iterdir()) == []
+
+
+def test_a_folder_that_a_sweep_takes_before_its_owner_holds_it_is_made_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold = fcntl.flock
+
+    def swept_first(file: IO[str], how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", hold)
+        store.create()  # another run's
+        hold(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", swept_first)
+    with store.work() as out:
+        assert out.is_dir()
+        store.create()
+        assert out.is_dir(), "held: no sweep takes it"
+    assert list((store.root / "work").iterdir()) == []
+
+
+def test_a_folder_that_goes_while_it_is_swept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    (store.root / "work" / "going").mkdir()
+    folders = list((store.root / "work").iterdir())
+    folders[0].rmdir()
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(folders))
+    store.create()
 
 
 def test_a_key_is_held_by_one_at_a_time(store: Store) -> None:

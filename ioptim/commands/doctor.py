@@ -53,7 +53,7 @@ def _check(name: str, machine: Hardware) -> dict[str, Any]:
     objections = runtime.check(RecipeTarget.model_validate({"name": "doctor", "device": device, "runtime": {"runtime": name}}), machine)
     if absent:
         says = "; ".join([f"not installed: {', '.join(absent)}", *objections])
-        return found | {"says": says, "fix": f"pip install 'ioptim[{runtime.extra or 'cpu'}]'"}
+        return found | {"says": says, "fix": _install(runtime.extra or "cpu")}
     if objections:
         return found | {"says": "; ".join(objections)}
     with tempfile.TemporaryDirectory() as folder:
@@ -73,6 +73,13 @@ def _check(name: str, machine: Hardware) -> dict[str, Any]:
         "computed": values,
         "says": f"{shown}: computed {values}" + ("" if right else f", expected {EXPECTED}"),
     }
+
+
+def _install(extra: str) -> str:
+    """The command that brings an extra, without the conflict that `_conflicts` finds: `cpu` and `gpu` exclude each other."""
+    other = {"cpu": "onnxruntime-gpu", "gpu": "onnxruntime"}.get(extra)
+    remove = f"pip uninstall -y {other} && " if other and installed(other) else ""
+    return f"{remove}pip install 'ioptim[{extra}]'"
 
 
 def compute(argument: dict[str, str]) -> list[float]:

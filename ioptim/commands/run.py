@@ -90,20 +90,18 @@ def _walk(args: argparse.Namespace, run: Run, home: Path) -> None:
         tags=[name, run.plan.hardware.fingerprint],
         home=home,
         run_name=run.record.run_id,
-        links={"report": str(run.folder / local.REPORT)},
+        links={"report": run.folder / local.REPORT},
     )
 
 
 def _upload_earlier(home: Path) -> None:
     """Runs that could not reach a server are uploaded by the next one that can."""
-    if not local.pending(home):
-        return
     from ioptim.tracking.mlflow import sync
 
     try:
         sync(home)
-    except UnavailableError as error:
-        print(f"ioptim: an earlier run still waits to be uploaded: {error}", file=sys.stderr)
+    except (UnavailableError, OSError) as error:  # this run has come to its end: what it came to is the answer
+        print(f"ioptim: {error}", file=sys.stderr)
 
 
 def _tracker(args: argparse.Namespace, loaded: Loaded, home: Path) -> Tracker | None:
@@ -148,6 +146,7 @@ def _record(args: argparse.Namespace, loaded: Loaded, plan: Plan) -> RunRecord:
         hardware=plan.hardware,
         environment={name: version for name, version in versions.items() if version},
         git_sha=_git_sha(loaded.folder),
+        data={role: source.identity() for role, source in plan.data_sources.items()},
         warnings=plan.warnings,
     )
 

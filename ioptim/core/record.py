@@ -99,6 +99,7 @@ class RunRecord(Frozen):
     hardware: Hardware
     environment: Mapping[str, str] = Field(default_factory=dict, description="distribution: version")
     git_sha: str | None = Field(None, description="commit of the directory the run was started in")
+    data: Mapping[str, Mapping[str, str]] = Field(default_factory=dict, description="role: what identifies the rows that the steps read")
     nodes: tuple[NodeRecord, ...] = ()
     warnings: tuple[str, ...] = ()
     tracking: TrackingState = TrackingState()

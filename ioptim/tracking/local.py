@@ -15,9 +15,11 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +83,24 @@ def write_run(home: Path, run: RunRecord) -> None:
     try:
         if finished and run.tracking.state == "pending":
             (folder / PENDING).touch()
-        write_json(folder / RECORD, run.model_dump(mode="json"))
+        _replace(folder / RECORD, run.model_dump_json(indent=1), sure=finished)
         if finished:
             (folder / OWNER).unlink(missing_ok=True)
             if run.tracking.state != "pending":
                 (folder / PENDING).unlink(missing_ok=True)
     except OSError as error:
         raise UnavailableError(f"cannot write {folder / RECORD}: {error.strerror or error}") from error
+
+
+def _replace(path: Path, text: str, *, sure: bool) -> None:
+    """`sure` waits for the disk. While a run goes there are dozens of records, and a power cut ends it anyway."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        if sure:
+            file.flush()
+            os.fsync(file.fileno())
+    aside.replace(path)
 
 
 def read_run(home: Path, which: str | Path) -> RunRecord:
@@ -115,41 +128,44 @@ def read_run(home: Path, which: str | Path) -> RunRecord:
 
 def list_runs(home: Path, limit: int | None = None) -> list[RunRecord]:
     """Runs, the newest first. A record that cannot be read is left out with a warning in the log."""
-    found: list[RunRecord] = []
-    for run_id in _run_ids(home):
-        if limit is not None and len(found) >= limit:
-            break
-        try:
-            found.append(_read(run_folder(home, run_id) / RECORD))
-        except UnavailableError as error:
-            logger.warning("%s", error)
-    return found
+    return list(islice(_readable(run_folder(home, run_id) / RECORD for run_id in _run_ids(home)), limit))
 
 
 def pending(home: Path) -> list[RunRecord]:
-    """Finished runs that a tracker could not be told about, the oldest first."""
-    folders = sorted(path.parent for path in runs_folder(home).glob(f"*/{PENDING}"))
-    runs = [_read(folder / RECORD) for folder in folders]
+    """Finished runs that a tracker could not be told about, the oldest first. A record that cannot be read is left out with a warning."""
+    runs = _readable(path.parent / RECORD for path in sorted(runs_folder(home).glob(f"*/{PENDING}")))
     return [run for run in runs if run.status not in UNFINISHED and run.tracking.state == "pending"]
 
 
 def reap(home: Path) -> list[RunRecord]:
-    """Close the runs of this host whose process is gone: they become INTERRUPTED. Returns them as they are now."""
+    """Close the runs of this host whose process is gone: they become INTERRUPTED. Returns them as they are now.
+
+    A record that cannot be read or written is left as it is, with a warning: it is no reason not to run.
+    """
     closed = []
     for owner in sorted(runs_folder(home).glob(f"*/{OWNER}")):
-        record = owner.parent / RECORD
-        if not _gone(owner):
+        try:
+            run = _closed(home, owner) if _gone(owner) else None
+        except (UnavailableError, OSError) as error:
+            logger.warning("%s", error)
             continue
-        if not record.is_file():  # killed between making the folder and the first record: there is nothing to tell
-            owner.unlink(missing_ok=True)
-            continue
-        run = _read(record)
-        if run.status in UNFINISHED:
-            last_sign = datetime.fromtimestamp(record.stat().st_mtime, UTC).isoformat(timespec="seconds")
-            run = interrupted(run, last_sign)
+        if run is not None:
             closed.append(run)
-        write_run(home, run)
     return closed
+
+
+def _closed(home: Path, owner: Path) -> RunRecord | None:
+    """The run of an owner that is gone, closed; None where it had ended."""
+    record = owner.parent / RECORD
+    if not record.is_file():  # killed between making the folder and the first record: there is nothing to tell
+        owner.unlink(missing_ok=True)
+        return None
+    run = _read(record)
+    ended = run.status not in UNFINISHED
+    if not ended:
+        run = interrupted(run, datetime.fromtimestamp(record.stat().st_mtime, UTC).isoformat(timespec="seconds"))
+    write_run(home, run)
+    return None if ended else run
 
 
 def interrupted(run: RunRecord, finished: str) -> RunRecord:
@@ -176,11 +192,24 @@ def _listed(ids: list[str]) -> str:
     return ", ".join(ids[:SHOWN]) + more
 
 
+def _readable(records: Iterable[Path]) -> Iterator[RunRecord]:
+    for record in records:
+        try:
+            yield _read(record)
+        except UnavailableError as error:
+            logger.warning("%s", error)
+
+
 def _read(path: Path) -> RunRecord:
     try:
-        return RunRecord(**json.loads(path.read_text()))
-    except (OSError, ValueError, ValidationError) as error:
-        raise UnavailableError(f"the record {path} cannot be read: {error}") from error
+        return RunRecord.model_validate(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        why = str(error)
+        if isinstance(error, ValidationError):
+            wrong = _listed([f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()])
+            why = f"it is not as this version of ioptim writes it ({wrong})"
+        remove = f"rm -r {shlex.quote(str(path.parent))}"
+        raise UnavailableError(f"the record {path} cannot be read: {why}. To remove the run: {remove}") from error
 
 
 def _this_process() -> dict[str, Any]:
@@ -191,11 +220,9 @@ def _gone(owner: Path) -> bool:
     """Whether the process named in an owner file ran on this host and has ended. On another host: nobody can tell, so no."""
     try:
         process = json.loads(owner.read_text())
-    except (OSError, ValueError):
+        return process["host"] == socket.gethostname() and _process_identity(process["pid"]) != process["process"]
+    except (OSError, ValueError, KeyError, TypeError):
         return False  # just removed, or not ours to judge
-    if process["host"] != socket.gethostname():
-        return False
-    return _process_identity(process["pid"]) != process["process"]
 
 
 def _process_identity(pid: int) -> str | None:

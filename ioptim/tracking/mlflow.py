@@ -17,6 +17,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -82,7 +83,7 @@ class MlflowTracker:
     @property
     def state(self) -> TrackingState:
         """State of a run that is not yet known to be uploaded."""
-        return TrackingState(state="pending", uri=self.uri, run_id=self._parent or None)
+        return TrackingState(state="pending", uri=without_login(self.uri), run_id=self._parent or None)
 
     def begin(self, run: RunRecord) -> None:
         """Open the parent run, replacing what an upload of this run that broke off has left.
@@ -92,14 +93,14 @@ class MlflowTracker:
         """
         with self._reaching():
             self._open()
-            for left in self._uploads(run):
+            for left in self._uploads(run) if run.finished else ():  # a run that only now begins has left nothing
                 self._discard(left.info.run_id)
             made = self._api.create_run(
                 self._experiment_id, start_time=_milliseconds(run.started), run_name=run.run_id, tags=_cut(run_tags(run), TAG_LIMIT)
             )
             self._parent = made.info.run_id
             self._log(self._parent, params=flatten(run.recipe_config))
-            inputs = data_sets(run.recipe_config)
+            inputs = data_sets(run)
             if inputs:
                 self._api.log_inputs(self._parent, inputs)
 
@@ -137,7 +138,7 @@ class MlflowTracker:
                 self._api.log_artifacts(self._parent, files)
             self._api.set_tag(self._parent, "ioptim.complete", "true")
             self._api.set_terminated(self._parent, FINISHED.get(run.status, "FAILED"), end_time=end)
-        return TrackingState(state="logged", uri=self.uri, run_id=self._parent, url=self._url())
+        return self._logged
 
     def uploaded(self, run: RunRecord) -> TrackingState | None:
         """The state of a run that is there in full; None when it is not, or only in part."""
@@ -146,7 +147,7 @@ class MlflowTracker:
             for found in self._uploads(run):
                 if found.data.tags.get("ioptim.complete") == "true":
                     self._parent = found.info.run_id
-                    return TrackingState(state="logged", uri=self.uri, run_id=self._parent, url=self._url())
+                    return self._logged
         return None
 
     # Reaching MLflow
@@ -161,7 +162,8 @@ class MlflowTracker:
         """Connect, once, and find or make the experiment."""
         if self._client is not None:
             return
-        _check_answers(self.uri)
+        if away := _away(self.uri):
+            raise UnavailableError(away)
         finish_imports()
         from mlflow import MlflowClient
 
@@ -169,6 +171,7 @@ class MlflowTracker:
             logging.getLogger(name).setLevel(logging.ERROR)  # importing it set its own level again
         if self.is_local:
             self.home.mkdir(parents=True, exist_ok=True)
+            _commit_without_waiting_for_the_disk()
         with _locked(self.home / "mlflow.lock") if self.is_local else contextlib.nullcontext():
             client = MlflowClient(self.uri, registry_uri=self.uri)
             found = client.get_experiment_by_name(self.experiment)
@@ -176,7 +179,7 @@ class MlflowTracker:
                 self._experiment_id = self._new_experiment(client)
             elif found.lifecycle_stage != "active":
                 raise UnavailableError(
-                    f"the MLflow experiment {self.experiment!r} is deleted. Restore it: MLFLOW_TRACKING_URI={self.uri}"
+                    f"the MLflow experiment {self.experiment!r} is deleted. Restore it: MLFLOW_TRACKING_URI={without_login(self.uri)}"
                     f" mlflow experiments restore --experiment-id {found.experiment_id}"
                 )
             else:
@@ -207,8 +210,9 @@ class MlflowTracker:
         except ImportError as error:
             raise UnavailableError(f"MLflow cannot be imported: {error}. Install it with: pip install 'ioptim[track]'") from error
         except _errors() as error:
-            text = str(error).strip().splitlines()
-            raise UnavailableError(f"MLflow at {self.uri}: {text[0][:500] if text else type(error).__name__}") from error
+            text = without_login(str(error)).strip().splitlines()
+            said = text[0][:500] if text else type(error).__name__
+            raise UnavailableError(f"MLflow at {without_login(self.uri)}: {said}") from error
 
     def _uploads(self, run: RunRecord) -> Sequence[Any]:
         """Parent runs of this run that are there already, whole or not."""
@@ -220,10 +224,12 @@ class MlflowTracker:
             self._api.delete_run(child.info.run_id)
         self._api.delete_run(parent)
 
-    def _url(self) -> str | None:
-        if urlsplit(self.uri).scheme not in ("http", "https"):
-            return None
-        return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{self._parent}"
+    @property
+    def _logged(self) -> TrackingState:
+        server, url = without_login(self.uri), None
+        if urlsplit(server).scheme in ("http", "https"):
+            url = f"{server.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{self._parent}"
+        return TrackingState(state="logged", uri=server, run_id=self._parent, url=url)
 
     # Writing
 
@@ -294,23 +300,40 @@ def sync(home: Path) -> list[RunRecord]:
     A run that is there in full is only noted as logged; one that is there in part is written anew. Two processes take turns.
 
     Raises:
-        UnavailableError: a server could not be reached; what came before it has been uploaded and noted.
+        UnavailableError: some still wait, and why; every other has been uploaded and noted.
     """
-    synced = []
+    synced: list[RunRecord] = []
+    waiting: dict[str, list[str]] = {}  # why: ids of the runs
+    away = cache(_away)  # a server that is silent costs seconds, and many runs may wait for it
     with _locked(home / "mlflow-sync.lock"):
         for run in local.pending(home):
-            state = _upload(home, run)
-            run = run.model_copy(update={"tracking": state})
-            local.write_run(home, run)
-            synced.append(run)
+            tracker = _tracker_of(home, run)
+            try:
+                if why := away(tracker.uri):
+                    raise UnavailableError(why)
+                uploaded = run.model_copy(update={"tracking": _upload(tracker, home, run)})
+                local.write_run(home, uploaded)
+            except UnavailableError as error:
+                waiting.setdefault(str(error), []).append(run.run_id)
+            else:
+                synced.append(uploaded)
+    if waiting:
+        lines = "".join(f"\n  {', '.join(ids)}: {why}" for why, ids in waiting.items())
+        give_up = f"to give one up, remove its {local.PENDING} in {local.runs_folder(home)}"
+        raise UnavailableError(f"runs that still wait to be uploaded ({give_up}):{lines}")
     return synced
 
 
-def _upload(home: Path, run: RunRecord) -> TrackingState:
+def _tracker_of(home: Path, run: RunRecord) -> MlflowTracker:
+    """Where a run waits to be uploaded. Its record holds no login: that is in the recipe or the environment, with the same address."""
     tracking = run.recipe_config.get("tracking") or {}
+    given = [uri for uri in (tracking.get("uri"), os.environ.get("MLFLOW_TRACKING_URI")) if uri]
+    uri = next((uri for uri in given if run.tracking.uri in (None, without_login(uri))), run.tracking.uri)
     own = f"sqlite:///{home / 'mlflow.db'}"
-    uri = run.tracking.uri or tracking.get("uri") or os.environ.get("MLFLOW_TRACKING_URI")
-    tracker = MlflowTracker(home, None if uri == own else uri, tracking.get("experiment") or run.recipe)
+    return MlflowTracker(home, None if uri == own else uri, tracking.get("experiment") or run.recipe)
+
+
+def _upload(tracker: MlflowTracker, home: Path, run: RunRecord) -> TrackingState:
     state = tracker.uploaded(run)
     if state is not None:
         return state
@@ -324,16 +347,17 @@ def _upload(home: Path, run: RunRecord) -> TrackingState:
 # What is written
 
 
-def data_sets(config: Mapping[str, Any]) -> list[DatasetInput]:
-    """The recipe's data sets as MLflow knows them; the digest is of what the recipe asks for."""
+def data_sets(run: RunRecord) -> list[DatasetInput]:
+    """The recipe's data sets as MLflow knows them; the digest is of the rows, and of the recipe's words for a set that no step reads."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     inputs = []
-    for role, spec in (config.get("data") or {}).items():
+    for role, spec in (run.recipe_config.get("data") or {}).items():
         if spec:
             kind = str(spec["source"]).partition(":")[0] if ":" in str(spec["source"]) else "local"
             name = re.sub(r"^\w+:", "", str(spec["source"])).rstrip("/").rpartition("/")[2] or role
-            dataset = Dataset(name[:500], digest_of(spec)[:16], kind, json.dumps({"uri": spec["source"], **spec}, sort_keys=True))
+            digest = digest_of(run.data.get(role) or spec)[:16]
+            dataset = Dataset(name[:500], digest, kind, json.dumps({"uri": spec["source"], **spec}, sort_keys=True))
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", role)]))
     return inputs
 
@@ -403,20 +427,23 @@ def _errors() -> tuple[type[Exception], ...]:
     return (*found, MlflowException, requests.RequestException, SQLAlchemyError)
 
 
-def _check_answers(uri: str) -> None:
-    """Knock at a server's port before MLflow, which would try for minutes, is let near it.
+def without_login(text: str) -> str:
+    """Without the user and password that an address in the text may carry: what is written down or shown is read by others."""
+    return re.sub(r"//[^/\s]*@", "//", text)
 
-    Raises:
-        UnavailableError: nothing listens there, or the name is unknown.
-    """
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
-        return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+
+def _away(uri: str) -> str:
+    """Why a server cannot be reached; empty when it can. Knocks at its port before MLflow, which would try for minutes, is let near it."""
     try:
-        socket.create_connection((parts.hostname or "", port), timeout=CONNECT_S).close()
+        parts = urlsplit(uri)
+        if parts.scheme in ("http", "https"):
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname or "", port), timeout=CONNECT_S).close()
     except OSError as error:
-        raise UnavailableError(f"the MLflow server at {uri} cannot be reached: {error.strerror or error}") from error
+        return f"the MLflow server at {without_login(uri)} cannot be reached: {error.strerror or error}"
+    except ValueError:  # its text would quote a password with a slash in it
+        return "the address of the MLflow server cannot be read: expected http://HOST:PORT, and %2F for a slash in a login"
+    return ""
 
 
 @contextlib.contextmanager
@@ -426,6 +453,21 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@cache
+def _commit_without_waiting_for_the_disk() -> None:
+    """With write-ahead logging a power cut may then lose the last commits (`ioptim sync` has the run), and never damages the file.
+
+    A cached run of nine nodes writes some forty commits, 10 ms each on a busy disk.
+    """
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    @event.listens_for(Engine, "connect")
+    def connected(connection: Any, _: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _let_readers_beside_a_writer(database: Path) -> None:

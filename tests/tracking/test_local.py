@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,40 @@ def test_a_run_whose_process_is_gone_is_interrupted(tmp_path: Path) -> None:
     assert local.reap(tmp_path) == []
 
 
+@pytest.mark.parametrize("damage", [lambda text: text[:40], lambda text: "[]", lambda text: text.replace('"seconds"', '"took"', 1)])
+def test_a_dead_run_that_cannot_be_read_stops_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[str], str]
+) -> None:
+    _run_that_dies(tmp_path)
+    folder = tmp_path / "runs/20261121-000000-dead-000000"
+    (folder / "run.json").write_text(damage((folder / "run.json").read_text()))
+    local.create_run(tmp_path, run_record())
+    owner = tmp_path / "runs/20261121-081832-tiny-aaaaaa/owner.json"
+    owner.write_text(json.dumps({**json.loads(owner.read_text()), "process": "another-boot/1"}))
+    assert [run.run_id for run in local.reap(tmp_path)] == ["20261121-081832-tiny-aaaaaa"]
+    [warning] = caplog.messages
+    assert warning.startswith(f"the record {folder}/run.json cannot be read: ")
+    assert warning.endswith(f". To remove the run: rm -r {folder}")
+    assert (folder / "owner.json").exists()
+
+
+def test_a_record_of_another_version_says_what_is_unknown_in_it(tmp_path: Path) -> None:
+    folder = local.create_run(tmp_path, run_record())
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "later": 1}))
+    with pytest.raises(UnavailableError) as error:
+        local.read_run(tmp_path, "latest")
+    said = "it is not as this version of ioptim writes it (later: Extra inputs are not permitted)"
+    assert str(error.value) == f"the record {folder}/run.json cannot be read: {said}. To remove the run: rm -r {folder}"
+
+
+def test_an_owner_that_says_nothing_is_left_alone(tmp_path: Path) -> None:
+    folder = local.create_run(tmp_path, run_record())
+    for content in ("{}", "[]", "{"):
+        (folder / "owner.json").write_text(content)
+        assert local.reap(tmp_path) == []
+
+
 def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
     local.create_run(tmp_path, run_record())
     assert local.reap(tmp_path) == []
@@ -132,6 +167,15 @@ def test_pending_runs_are_those_finished_and_not_logged(tmp_path: Path) -> None:
     assert local.pending(tmp_path) == [done]
     local.write_run(tmp_path, done.model_copy(update={"tracking": TrackingState(state="logged")}))
     assert local.pending(tmp_path) == []
+
+
+def test_a_record_that_cannot_be_read_keeps_no_other_from_being_uploaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    waiting = TrackingState(state="pending", uri="http://127.0.0.1:9")
+    runs = [run_record(f"20261121-08000{i}-a-000001", tracking=waiting, status=Status.PASSED) for i in range(2)]
+    folders = [local.create_run(tmp_path, run) for run in runs]
+    (folders[0] / "run.json").write_text("{")
+    assert local.pending(tmp_path) == [runs[1]]
+    assert f"rm -r {folders[0]}" in caplog.text
 
 
 def test_a_reaped_run_is_uploaded_later(tmp_path: Path) -> None:

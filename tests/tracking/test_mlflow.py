@@ -23,7 +23,7 @@ from ioptim.core.step import Curve
 from ioptim.environment import quiet_environment
 from ioptim.errors import UnavailableError
 from ioptim.tracking import local
-from ioptim.tracking.mlflow import MlflowTracker, sync
+from ioptim.tracking.mlflow import MlflowTracker, _tracker_of, sync
 
 ROOT = Path(__file__).parents[2]
 
@@ -204,6 +204,66 @@ def test_a_server_that_is_not_there_is_said_at_once_and_the_run_uploaded_later(t
     assert local.read_run(home, "latest").tracking == synced.tracking
     assert sync(home) == []
     assert len(_runs(_client(home))) == 1 + len(run.nodes)
+
+
+@pytest.mark.integration
+def test_a_server_that_is_gone_keeps_only_its_own_runs_waiting(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = f"http://127.0.0.1:{_free_port()}"
+    for second, uri in enumerate((gone, gone, None)):
+        waiting = TrackingState(state="pending", uri=uri)
+        _saved(home, finished_run(tmp_path / "store", f"20261121-08000{second}-tiny-000001", tracking=waiting))
+    knocks = []
+    connect = socket.create_connection
+    monkeypatch.setattr(socket, "create_connection", lambda *args, **options: knocks.append(args) or connect(*args, **options))
+    with pytest.raises(UnavailableError) as error:
+        sync(home)
+    assert str(error.value) == (
+        f"runs that still wait to be uploaded (to give one up, remove its tracking.pending in {home}/runs):\n"
+        f"  20261121-080000-tiny-000001, 20261121-080001-tiny-000001: the MLflow server at {gone} cannot be reached: Connection refused"
+    )
+    assert [run.run_id for run in local.pending(home)] == ["20261121-080000-tiny-000001", "20261121-080001-tiny-000001"]
+    assert local.read_run(home, "latest").tracking.state == "logged"
+    assert len(knocks) == 1
+
+
+def test_a_login_is_neither_shown_nor_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = _free_port()
+    uri = f"http://me:s3cret@127.0.0.1:{port}"
+    run = finished_run(tmp_path / "store")
+    tracker = MlflowTracker(tmp_path, uri, "tiny")
+    with pytest.raises(UnavailableError) as error:
+        tracker.begin(run)
+    assert str(error.value) == f"the MLflow server at http://127.0.0.1:{port} cannot be reached: Connection refused"
+    assert tracker.state.uri == f"http://127.0.0.1:{port}"
+    refused = OSError(f"API request to {uri}/api/2.0/mlflow failed")
+    with pytest.raises(UnavailableError) as error, tracker._reaching():
+        raise refused
+    assert str(error.value) == f"MLflow at http://127.0.0.1:{port}: API request to http://127.0.0.1:{port}/api/2.0/mlflow failed"
+    waits = run.model_copy(update={"tracking": tracker.state})
+    assert _tracker_of(tmp_path, waits).uri == f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert _tracker_of(tmp_path, waits).uri == uri
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@elsewhere")
+    assert _tracker_of(tmp_path, waits).uri == f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:port", "http://me:s3/cret@127.0.0.1:5000"])
+def test_an_address_that_is_none(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(UnavailableError, match="^the address of the MLflow server cannot be read: expected http://HOST:PORT"):
+        MlflowTracker(tmp_path, uri, "tiny").begin(run_record())
+
+
+@pytest.mark.integration
+def test_the_digest_of_a_data_set_is_of_its_rows(home: Path) -> None:
+    digests = []
+    for rows in ({"file": "a"}, {"file": "b"}, {"file": "a"}, None):
+        run = run_record(data={"validation": rows} if rows else {})
+        tracker = MlflowTracker(home, None, "tiny")
+        tracker.begin(run)
+        [recorded] = _client(home).get_run(tracker.state.run_id).inputs.dataset_inputs
+        digests.append(recorded.dataset.digest)
+    assert digests[0] == digests[2]
+    assert len(set(digests)) == 3
 
 
 @pytest.mark.integration
