@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.metadata
 import os
 import secrets
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -32,12 +34,17 @@ ANSWER_S = 5
 GONE_S = 10
 """How long the server may take to write down what it was told and end."""
 LOG = "server.log"
+DATABASE = "prefect.db"
+CURRENT = "database-current"
+"""Which Prefect has brought the database to which revision: as long as both are these, looking for migrations is 0.2 s for nothing."""
+VACUUMED = "vacuumed"
+VACUUM_S = 86400
+"""Old events are removed once a day, not beside the first requests of every run."""
 LOG_MAX_BYTES = 1 << 20
 
 # Nothing is scheduled, paused, vacuumed or triggered in a run's own server: these only cost start-up time.
 IDLE_SERVICES = (
     "CANCELLATION_CLEANUP",
-    "DB_VACUUM",
     "FOREMAN",
     "LATE_RUNS",
     "PAUSE_EXPIRATIONS",
@@ -79,6 +86,7 @@ class PrivateServer:
             # The socket listens before the server is there, so the request waits in its queue instead of being sent again.
             with contextlib.suppress(OSError), _direct().open(f"{self.api_url}/health", timeout=1):
                 self._ready.set()
+                (self.home / CURRENT).write_text(_revision(self.home))
 
     def stop(self, timeout: float = GONE_S) -> None:
         """End the server: it may write down what it was told last, and is killed after `timeout` seconds."""
@@ -182,6 +190,33 @@ def _watch(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _revision(home: Path) -> str:
+    """The Prefect that is installed and the revision of the database's tables; without tables the first alone."""
+    version = importlib.metadata.version("prefect")
+    if not (home / DATABASE).is_file():
+        return version
+    with contextlib.closing(sqlite3.connect(f"{(home / DATABASE).absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        try:
+            [(revision,)] = connection.execute("SELECT version_num FROM alembic_version")
+        except (sqlite3.Error, ValueError):
+            return version
+    return f"{version} {revision}"
+
+
+def _is_current(home: Path) -> bool:
+    """Whether a server of this version has seen these tables, and nobody has changed them since."""
+    known, found = home / CURRENT, _revision(home)
+    return " " in found and known.is_file() and known.read_text() == found
+
+
+def _vacuum_is_due(home: Path) -> bool:
+    stamp = home / VACUUMED
+    due = not stamp.is_file() or time.time() - stamp.stat().st_mtime > VACUUM_S
+    if due:
+        stamp.touch()
+    return due
+
+
 def _server_environment(home: Path, password: str) -> dict[str, str]:
     """The child's environment: nothing of the user's own Prefect settings, so that it cannot reach the user's database."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
@@ -191,14 +226,16 @@ def _server_environment(home: Path, password: str) -> dict[str, str]:
         **services,
         "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
         "PREFECT_HOME": str(home),
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / DATABASE}",
+        "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false" if _is_current(home) else "true",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events" if _vacuum_is_due(home) else ",",  # "false" would mean events
         "PREFECT_SERVER_API_AUTH_STRING": password,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_SERVER_UI_ENABLED": "false",
         "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+        "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
         "PREFECT__SERVER_EPHEMERAL": "1",
-        "PREFECT__SERVER_FINAL": "1",
     }
 
 
@@ -209,6 +246,8 @@ def _point_here(server: PrivateServer, password: str) -> None:
     os.environ["PREFECT_HOME"] = str(server.home)
     os.environ["PREFECT_API_URL"] = server.api_url
     os.environ["PREFECT_API_AUTH_STRING"] = password
+    os.environ["PREFECT_CLIENT_CSRF_SUPPORT_ENABLED"] = "false"  # a server that is ours, of our version: three and two requests less
+    os.environ["PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED"] = "false"
     for name in ("NO_PROXY", "no_proxy"):  # a proxy must not be asked for the loopback interface
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
 
