@@ -75,7 +75,7 @@ class Run:
         """Write the record down and tell the tracker."""
         self._change(status=Status.RUNNING, started=now())
         first = self.plan.nodes[0]
-        if self._stored(first, digest_of(self.ingredients(first))) is None:
+        if self._is_forced(first) or self.store.has(digest_of(self.ingredients(first))) is None:  # its files are verified when it is taken
             self._ahead.prepare([first])
         self._track(lambda tracker: tracker.begin(self.record))
 
@@ -160,8 +160,10 @@ class Run:
             return self._compute(node, key, ingredients), False
 
     def _stored(self, node: Node, key: str) -> Result | None:
-        fresh = not self.use_cache or node.id in self.force or node.step.step in self.force
-        return None if fresh else self.store.get(key)
+        return None if self._is_forced(node) else self.store.get(key)
+
+    def _is_forced(self, node: Node) -> bool:
+        return not self.use_cache or node.id in self.force or node.step.step in self.force
 
     def _compute(self, node: Node, key: str, ingredients: Mapping[str, Any]) -> Result:
         with self.store.work() as out:
@@ -218,15 +220,15 @@ class Run:
 
     def _judge(self, node: Node, result: Result) -> tuple[GateResult, ...]:
         """Verdicts from the kept samples: they are judged anew each time, so a changed bound needs no new measurement."""
-        if not isinstance(node.step, MeasuringStep) or not node.step.gates or result.files is None:
+        if not isinstance(node.step, MeasuringStep) or not node.step.gates:
             return ()
-        samples = read_samples(self.store.files(result.files))
+        samples = read_samples(self.store.files(result.files)) if result.files else ()
         verdicts: list[GateResult] = []
         for gate in node.step.gates:
             versus = {name: self._baseline_of(node, gate.baseline, name) for name in node.candidates if gate.candidate in (None, name)}
             pairs = [(candidate, baseline) for candidate, baseline in versus.items() if baseline != candidate]
             if not pairs:
-                gates.judge(gate, samples, node.candidates)  # raises: it knows why there is nobody to judge
+                verdicts += gates.judge(gate, samples, node.candidates)  # a failure, which says why there is nobody to judge
             for candidate, baseline in pairs:
                 verdicts += gates.judge(gate.model_copy(update={"baseline": baseline}), samples, [candidate])
         return tuple(verdicts)

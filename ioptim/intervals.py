@@ -41,6 +41,30 @@ def tango(lost: float, won: float, rows: float, confidence: float) -> Interval:
     return _root(score, z, -1.0, estimate), _root(score, -z, estimate, 1.0)
 
 
+def nam_blackwelder(both: float, lost: float, won: float, confidence: float) -> Interval:
+    """Score interval of the ratio of two paired proportions, `(both + won) / (both + lost)`, which must not be 0 / 0 or over 0.
+
+    `both` rows are right for both models, `lost` and `won` as for `tango`; those right for neither say nothing of a ratio. It has a
+    width when no row differs, and the counts need not be whole.
+    Source: Nam and Blackwelder, Analysis of the ratio of marginal probabilities in a matched-pair setting, Statistics in Medicine 21
+    (2002) 689-699; in the form of Tang, Tang and Chan, Statistics in Medicine 22 (2003) 1217-1233.
+    """
+    z = _z(confidence)
+    first, second, rows = both + won, both + lost, both + lost + won
+
+    def score(place: float) -> float:
+        ratio = place / (1 - place)
+        b = second * (ratio * ratio - 1) - lost - won
+        root = math.sqrt(max(0.0, b * b - 4 * (1 + ratio) * rows * lost * (1 - ratio)))
+        share = (root - b) / (2 * (1 + ratio) * rows)  # of these rows lost, most likely under this ratio
+        variance = rows * ((1 + ratio) * share + ratio - 1)
+        return (first - ratio * second) / math.sqrt(variance) if variance > 0 else 0.0
+
+    estimate = first / (first + second)  # the ratio r is sought as r / (1 + r), which stays below 1
+    low, high = _root(score, z, 0.0, estimate), _root(score, -z, estimate, 1.0)
+    return low / (1 - low), high / (1 - high)
+
+
 def wilson(successes: float, rows: float, confidence: float) -> Interval:
     """Score interval of one proportion. Source: Wilson, Journal of the American Statistical Association 22 (1927) 209-212."""
     z = _z(confidence)
@@ -107,7 +131,8 @@ def bca(
     """Bias-corrected and accelerated bootstrap interval of a function of column means, rows resampled together.
 
     `columns`: (k, rows). `statistic` maps means (k, m) to (m,). The draw is seeded: the same samples give the same interval.
-    A statistic that no resample moves has the interval (estimate, estimate).
+    A statistic that no resample moves has the interval (estimate, estimate); one that is not a finite number on each of them, as a ratio
+    whose denominator is zero on some, has (NaN, NaN).
     Source: Efron, Better bootstrap confidence intervals, JASA 82 (1987) 171-185; z is widened for the sample size as in
     Hesterberg, What teachers should know about the bootstrap, The American Statistician 69 (2015) 371-386 (30 rows: else 93 %).
     """
@@ -118,8 +143,11 @@ def bca(
     estimate = float(statistic(data.mean(axis=1, keepdims=True))[0])
     if n < 2 or not np.ptp(data, axis=1).any():
         return estimate, estimate
-    moved = _resample(data, statistic, max(999, min(resamples, _DRAWS // n)))
-    without = statistic((data.sum(axis=1, keepdims=True) - data) / (n - 1))  # (n,): the estimate without each row
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        moved = _resample(data, statistic, max(999, min(resamples, _DRAWS // n)))
+        without = statistic((data.sum(axis=1, keepdims=True) - data) / (n - 1))  # (n,): the estimate without each row
+    if not (np.isfinite(moved).all() and np.isfinite(without).all()):
+        return math.nan, math.nan
     pull = without.mean() - without
     spread = float((pull**2).sum())
     if spread <= (1e-12 * max(1.0, abs(estimate))) ** 2:

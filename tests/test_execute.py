@@ -72,6 +72,8 @@ class World:
         self.fail: dict[str, BaseException] = {}
         self.steps: dict[str, Callable[[Path], Outcome]] = {}
         self.prepared: list[Prepared] = []
+        self.recipe = RECIPE
+        self.keeps_samples = True
 
     def call(self, function: str, request: dict[str, Any], prepared: Prepared | None = None, **_: Any) -> Any:
         step = request["step"]["step"]
@@ -81,6 +83,8 @@ class World:
         if step in self.fail:
             raise self.fail[step]
         out = Path(request["out"])
+        if step == "benchmark" and not self.keeps_samples:
+            return Outcome(metrics={"size_bytes": 30.0}).model_dump(mode="json")
         if step == "benchmark":
             values = {"compile": 30.0, "source": 100.0, "runtime-fp32": 100.0}
             metric = Metric(name="size_bytes", higher_is_better=False, description="", unit="bytes")
@@ -94,7 +98,7 @@ class World:
 
     def plan(self, *overrides: str, hardware: Hardware = HARDWARE) -> Plan:
         path = self.home / "r.yaml"
-        path.write_text(RECIPE)
+        path.write_text(self.recipe)
         return make_plan(read_recipe(path, overrides), hardware)
 
     def run(self, *overrides: str, hardware: Hardware = HARDWARE, **options: Any) -> Run:
@@ -142,13 +146,36 @@ def test_everything_runs_once_and_then_comes_from_the_store(world: World) -> Non
     assert [f.state for f in forecast(world.plan(), second.store)] == ["cached"] * 6
 
 
-def test_a_gate_that_compares_a_model_with_itself_is_an_error_and_not_silence(world: World) -> None:
+def test_a_gate_that_compares_a_model_with_itself_fails_and_is_not_silent(world: World) -> None:
     run = world.run("steps.benchmark.gates.size_bytes.baseline=compile")
-    assert run.record.node("benchmark").status is Status.ERROR
-    assert run.record.node("benchmark").error == (
-        "gate on size_bytes: the only candidate is its own baseline, 'compile'; name another baseline"
+    assert run.record.node("benchmark").status is Status.GATE_FAILED
+    assert [gate.reason for gate in run.record.gates] == [
+        "size_bytes of compile cannot be judged: the only candidate is its own baseline; name another baseline"
+    ]
+    assert run.record.exit_code == ExitCode.GATE
+
+
+def test_a_gate_that_cannot_be_judged_fails_beside_the_others(world: World) -> None:
+    """The stand-in measures no time: that gate fails for it, and the other's verdict and every metric are kept."""
+    gates = "{metric: latency_p50_ms, max_value: 5}, {metric: size_bytes, max_ratio: 0.5}"
+    world.recipe = RECIPE.replace("{metric: size_bytes, max_ratio: 0.5}", gates)
+    run = world.run()
+    node = run.record.node("benchmark")
+    assert (node.status, node.error) == (Status.GATE_FAILED, None)
+    assert [(gate.metric, gate.verdict.value) for gate in node.gates] == [("latency_p50_ms", "fail"), ("size_bytes", "pass")]
+    assert node.gates[0].reason == (
+        "latency_p50_ms of compile cannot be judged: no metric 'latency_p50_ms' was measured; there are size_bytes"
     )
-    assert run.record.exit_code == ExitCode.BAD_RECIPE
+    assert node.metrics == {"size_bytes": 30.0}
+    assert run.record.exit_code == ExitCode.GATE
+
+
+def test_gates_of_a_step_that_kept_no_samples_fail(world: World) -> None:
+    world.keeps_samples = False
+    run = world.run()
+    assert [gate.verdict.value for gate in run.record.gates] == ["fail"]
+    assert run.record.gates[0].reason.endswith("no metric 'size_bytes' was measured; there are none")
+    assert run.record.exit_code == ExitCode.GATE
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,54 @@ def test_tango_covers_95_percent_of_10000_pairs() -> None:
         assert held / 10_000 == pytest.approx(0.95, abs=0.01)
 
 
+def test_the_ratio_without_a_differing_row_has_its_closed_form() -> None:
+    """Ten rows right for both and none for one alone: 1 + z² / 10 and its inverse, not a width of zero."""
+    low, high = intervals.nam_blackwelder(10, 0, 0, 0.95)
+    assert high == pytest.approx(1 + 1.959963985**2 / 10)
+    assert low == pytest.approx(1 / high)
+
+
+def test_the_ratio_is_the_score_test_turned_round() -> None:
+    """At both ends the score statistic under the likelihood maximised by brute force is z."""
+    both, lost, won, neither = 60, 15, 6, 40
+    for ratio in intervals.nam_blackwelder(both, lost, won, 0.95):
+        a, b = _most_likely(ratio, both, lost, won, neither)  # shares of rows right for both, and for the second alone
+        variance = (ratio - 1) * a + ratio * b + ratio**2 * b + (1 - ratio) ** 2 * a
+        statistic = (both + won - ratio * (both + lost)) / math.sqrt((both + lost + won + neither) * variance)
+        assert abs(statistic) == pytest.approx(1.96, abs=0.001)
+
+
+def _most_likely(ratio: float, both: int, lost: int, won: int, neither: int) -> tuple[float, float]:
+    """By a grid that closes in on its best point."""
+    box = [(0.0, 1.0), (0.0, 1.0)]
+    for _ in range(12):
+        a, b = np.meshgrid(*(np.linspace(low, high, 101) for low, high in box), indexing="ij")
+        shares = np.stack([a, b, (ratio - 1) * a + ratio * b, 1 - ratio * a - (1 + ratio) * b])
+        inside = (shares > 0).all(axis=0)
+        likelihood = (np.array([both, lost, won, neither])[:, None, None] * np.log(np.where(inside, shares, 1))).sum(axis=0)
+        at = np.unravel_index(np.where(inside, likelihood, -np.inf).argmax(), a.shape)
+        best = float(a[at]), float(b[at])
+        box = [(max(0.0, x - (high - low) / 20), x + (high - low) / 20) for x, (low, high) in zip(best, box, strict=True)]
+    return best
+
+
+def test_the_ratio_turns_with_its_arguments_and_its_extremes_are_finite() -> None:
+    low, high = intervals.nam_blackwelder(60, 15, 6, 0.95)
+    assert intervals.nam_blackwelder(60, 6, 15, 0.95) == pytest.approx((1 / high, 1 / low))
+    assert intervals.nam_blackwelder(0, 50, 0, 0.95) == pytest.approx((0, 1.959963985**2 / 50))
+
+
+def test_the_ratio_covers_95_percent_of_10000_pairs() -> None:
+    rng = np.random.default_rng(3)
+    interval = functools.cache(intervals.nam_blackwelder)
+    for rows, right, lose, win in [(872, 0.85, 0.03, 0.02), (200, 0.5, 0.05, 0.03)]:
+        held = 0
+        for both, lost, won, _ in rng.multinomial(rows, [right, lose, win, 1 - right - lose - win], 10_000):
+            low, high = interval(int(both), int(lost), int(won), 0.95)
+            held += low <= (right + win) / (right + lose) <= high
+        assert held / 10_000 == pytest.approx(0.95, abs=0.01)
+
+
 def test_wilson() -> None:
     assert intervals.wilson(0, 20, 0.95)[0] == 0
     assert intervals.wilson(15, 148, 0.95) == pytest.approx((0.0624, 0.1605), abs=1e-4)  # Newcombe 1998, table I: 15 of 148
@@ -109,6 +157,12 @@ def test_bca_is_deterministic_and_degenerates_to_the_estimate() -> None:
     assert intervals.bca([[0.0] * 50], _mean, 0.95) == (0, 0)
     assert intervals.bca([[0.1] * 50], _mean, 0.95) == pytest.approx((0.1, 0.1))
     assert intervals.bca([values, values], lambda means: means[0] / means[1], 0.95) == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize("few", [[1.0] + [0.0] * 39, [1.0] * 3 + [0.0] * 37, [1.0] + [1e-20] * 39])
+def test_bca_of_a_ratio_whose_denominator_vanishes_on_a_resample_is_no_number(few: list[float], recwarn: pytest.WarningsRecorder) -> None:
+    assert np.isnan(intervals.bca([[1.0] * 40, few], lambda means: means[0] / means[1], 0.95)).all()
+    assert not recwarn.list
 
 
 @pytest.mark.integration

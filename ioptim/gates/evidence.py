@@ -1,7 +1,7 @@
 """What raw samples say about one candidate before one gate.
 
-Rows of 0 and 1 use score intervals (Tango for a drop, Wilson for a value), other per-row scores the BCa bootstrap, quantiles of rows
-and timing blocks exact order statistics (for a ratio: of the block-by-block ratios), exact values none.
+Rows of 0 and 1 use score intervals (Tango for a drop, Nam and Blackwelder for a ratio, Wilson for a value), other per-row scores the
+BCa bootstrap, quantiles of rows and timing blocks exact order statistics (for a ratio: of the block-by-block ratios), exact values none.
 """
 
 from __future__ import annotations
@@ -98,8 +98,11 @@ def evidence(case: Case) -> Evidence:
 
 
 def decide(gate: Gate, found: Evidence, n: int, confidence: float) -> Verdict:
-    """Pass at the gate's confidence, fail at `confidence`, which is higher where several slices are asked at once."""
-    if found.same or meets(gate, ends(gate, found, n, gate.confidence)[0]):
+    """Pass at the gate's confidence, fail at `confidence`, which is higher where several slices are asked at once.
+
+    The same outcome on every row passes where its estimate meets the bound, whatever the interval leaves room for: `words` says so.
+    """
+    if (found.same and meets(gate, found.estimate)) or meets(gate, ends(gate, found, n, gate.confidence)[0]):
         return Verdict.PASS
     return Verdict.UNDECIDED if meets(gate, ends(gate, found, n, confidence)[1]) else Verdict.FAIL
 
@@ -141,12 +144,26 @@ def _drop(case: Case) -> Evidence:
 def _ratio(case: Case) -> Evidence:
     """Candidate ÷ baseline; for a speedup whichever way round makes faster the larger."""
     over, under = case.candidate, case.baseline
+    if case.kind is Kind.PAIRED_ROWS:
+        return _ratio_of_means(case)
     if case.gate.bound[0] == "min_speedup" and not case.metric.higher_is_better:
         over, under = under, over
-    if case.kind is Kind.PAIRED_ROWS:
-        estimate = fmean(over) / fmean(under)
-        return _narrowing(estimate, len(over), lambda confidence: intervals.bca([over, under], lambda m: m[0] / m[1], confidence))
     return _of_column(case, [a / b for a, b in zip(over, under, strict=True)])
+
+
+def _ratio_of_means(case: Case) -> Evidence:
+    """Of paired rows, whose own ratios have no mean where the baseline's value is 0."""
+    over, under, n = case.candidate, case.baseline, case.n
+    estimate, same = fmean(over) / fmean(under), over == under
+    if not case.binary:
+        return _narrowing(estimate, n, lambda confidence: intervals.bca([over, under], lambda m: m[0] / m[1], confidence), same)
+    pairs = list(zip(over, under, strict=True))
+    both, lost, won = (pairs.count(pair) for pair in ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0)))
+
+    def interval(confidence: float, rows: int) -> Interval:
+        return intervals.nam_blackwelder(both * rows / n, lost * rows / n, won * rows / n, confidence)
+
+    return Evidence(estimate, interval, same)
 
 
 def _of_column(case: Case, column: Sequence[float]) -> Evidence:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 from ioptim.core.gate import Gate, GateResult, SliceResult, Verdict, fitting_bounds
 from ioptim.core.metrics import Kind, Samples
 from ioptim.core.slices import rows_of
-from ioptim.errors import PlanError
 from ioptim.gates import words
-from ioptim.gates.evidence import Case, Evidence, decide, evidence, fewest, numbers
+from ioptim.gates.evidence import Case, Evidence, decide, ends, evidence, fewest, numbers
 from ioptim.gates.words import Finding
 
 _WORST_FIRST = (Verdict.FAIL, Verdict.UNDECIDED, Verdict.PASS)
@@ -20,27 +20,36 @@ _WORST_FIRST = (Verdict.FAIL, Verdict.UNDECIDED, Verdict.PASS)
 def judge(gate: Gate, samples: Sequence[Samples], candidates: Sequence[str]) -> tuple[GateResult, ...]:
     """One verdict for each candidate that the gate names (for all when it names none), never for a model against itself.
 
-    Raises:
-        PlanError: the metric, candidate, baseline or slicing was not measured (lists those that were), the bound does not fit the
-            metric, or times of different hardware would be compared.
+    What cannot be judged fails, and the reason says why: the metric, candidate, baseline or slicing was not measured (lists those that
+    were), the bound does not fit the metric, the only candidate is its own baseline, or times of different hardware would be compared.
     """
-    sample = _sample_of(gate, samples)
-    kind, _ = gate.bound
-    fitting = fitting_bounds(sample.kind, sample.metric)
-    if kind not in fitting:
-        raise _refused(gate, f"{kind} does not fit this metric; use one of {', '.join(fitting)}")
-    baseline = _baseline_of(gate, sample)
-    judged = [_judge_one(gate, sample, name, baseline) for name in _candidates_of(gate, sample, candidates) if name != baseline]
-    if not judged:
-        raise _refused(gate, f"the only candidate is its own baseline, {gate.baseline!r}; name another baseline")
-    return tuple(judged)
+    baseline = gate.baseline if gate.needs_baseline else None
+    named = [name for name in candidates if gate.candidate in (None, name)] or [str(gate.candidate)]
+    others = [name for name in named if name != baseline]
+    return tuple(_judge_one(gate, samples, name, baseline) for name in others or named)
 
 
-def _judge_one(gate: Gate, sample: Samples, candidate: str, baseline: str | None) -> GateResult:
-    _same_hardware(gate, sample, candidate, baseline)
-    columns = sample.values[candidate], sample.values[baseline] if baseline is not None else ()
-    whole = Case(gate, sample, (candidate, baseline), columns)
-    findings = sorted(_findings(list(_sliced(whole)) if gate.slices else [whole]), key=_worst_first)
+class _NotComparable(Exception):
+    """Nothing that was measured answers the gate."""
+
+
+def _judge_one(gate: Gate, samples: Sequence[Samples], candidate: str, baseline: str | None) -> GateResult:
+    try:
+        findings = sorted(_findings(_cases(gate, samples, candidate, baseline)), key=_worst_first)
+    except _NotComparable as why:
+        return GateResult(
+            gate=gate,
+            metric=gate.metric,
+            candidate=candidate,
+            baseline=baseline,
+            candidate_value=None,
+            baseline_value=None,
+            estimate=None,
+            interval=None,
+            verdict=Verdict.FAIL,
+            reason=f"{gate.metric} of {candidate} cannot be judged: {why}",
+            n=0,
+        )
     worst = findings[0]
     return GateResult(
         gate=gate,
@@ -79,6 +88,9 @@ def _findings(cases: Sequence[Case]) -> Iterator[Finding]:
     strictest = _corrected(cases[0].gate, len(cases))
     stopped = {i: obstacle for i, case in enumerate(cases) if (obstacle := _obstacle(case, strictest)) is not None}
     found = {i: evidence(case) for i, case in enumerate(cases) if i not in stopped}
+    for i in [i for i, each in found.items() if not _has_interval(cases[i], each)]:
+        stopped[i] = Verdict.UNDECIDED, _too_near_zero(cases[i])
+        del found[i]
     asked_at = _step_down(cases, found)
     for i, case in enumerate(cases):
         if i in stopped:
@@ -133,9 +145,22 @@ def _no_ratio(case: Case) -> str:
     if case.gate.bound[0] not in ("max_ratio", "min_ratio", "min_speedup"):
         return ""
     for name, column in zip(case.names, (case.candidate, case.baseline), strict=True):
-        if min(column) < 0 or fmean(column) == 0 or (case.kind is Kind.BLOCKS and min(column) == 0):
+        zero = name == case.names[1] and fmean(column) == 0
+        if min(column) < 0 or zero or (case.kind is Kind.BLOCKS and min(column) == 0):
             return f"{case.metric.name} of {name} is zero or negative: it has no ratio"
     return ""
+
+
+def _has_interval(case: Case, found: Evidence) -> bool:
+    return all(math.isfinite(end) for end in ends(case.gate, found, case.n, case.gate.confidence))
+
+
+def _too_near_zero(case: Case) -> str:
+    """Of a ratio of scores, the one estimate that may have no interval: the baseline's mean is next to 0 without a few of its rows."""
+    return (
+        f"{case.metric.name} of {case.names[1]} is zero or next to it in too many of {words.count(case.n, case.kind)} for a ratio;"
+        " use max_drop, or more rows"
+    )
 
 
 def _worst_first(finding: Finding) -> tuple[int, bool, float]:
@@ -163,40 +188,44 @@ def _slice_result(finding: Finding) -> SliceResult:
 # --- who is judged against whom
 
 
+def _cases(gate: Gate, samples: Sequence[Samples], candidate: str, baseline: str | None) -> list[Case]:
+    """All rows or blocks of the two, or every slice of them.
+
+    Raises:
+        _NotComparable: there is nothing to compare, or nothing that may be.
+    """
+    sample = _sample_of(gate, samples)
+    kind, _ = gate.bound
+    fitting = fitting_bounds(sample.kind, sample.metric)
+    if kind not in fitting:
+        raise _NotComparable(f"{kind} does not fit this metric; use one of {', '.join(fitting)}")
+    for name in (candidate, baseline):
+        if name is not None and name not in sample.values:
+            raise _NotComparable(f"it was not measured for {name}{_instead(name, list(sample.values))}")
+    if candidate == baseline:
+        raise _NotComparable("the only candidate is its own baseline; name another baseline")
+    _same_hardware(sample, candidate, baseline)
+    columns = sample.values[candidate], sample.values[baseline] if baseline is not None else ()
+    whole = Case(gate, sample, (candidate, baseline), columns)
+    return list(_sliced(whole)) if gate.slices else [whole]
+
+
 def _sample_of(gate: Gate, samples: Sequence[Samples]) -> Samples:
     names = [sample.metric.name for sample in samples]
     if gate.metric not in names:
-        raise PlanError(f"gate: no metric {gate.metric!r} was measured{_instead(gate.metric, names)}")
+        raise _NotComparable(f"no metric {gate.metric!r} was measured{_instead(gate.metric, names)}")
     return samples[names.index(gate.metric)]
 
 
-def _candidates_of(gate: Gate, sample: Samples, candidates: Sequence[str]) -> list[str]:
-    chosen = [name for name in candidates if gate.candidate in (None, name)]
-    if not chosen:
-        raise _refused(gate, f"no candidate {gate.candidate!r} was measured{_instead(gate.candidate or '', candidates)}")
-    if missing := [name for name in chosen if name not in sample.values]:
-        raise _refused(gate, f"it was not measured for {', '.join(missing)}, only for {', '.join(sample.values)}")
-    return chosen
-
-
-def _baseline_of(gate: Gate, sample: Samples) -> str | None:
-    if not gate.needs_baseline:
-        return None
-    if gate.baseline not in sample.values:
-        raise _refused(gate, f"no baseline {gate.baseline!r} was measured{_instead(gate.baseline, list(sample.values))}")
-    return gate.baseline
-
-
-def _same_hardware(gate: Gate, sample: Samples, candidate: str, baseline: str | None) -> None:
+def _same_hardware(sample: Samples, candidate: str, baseline: str | None) -> None:
     """Times of two machines have no ratio; scores of rows and sizes do."""
     if sample.kind is not Kind.BLOCKS or baseline is None:
         return
     here, there = (sample.hardware.get(name) for name in (candidate, baseline))
     if here != there:
-        raise _refused(
-            gate,
+        raise _NotComparable(
             f"{baseline} was measured on other hardware ({there or 'unknown'}) than {candidate} ({here or 'unknown'});"
-            " times compare only on one machine, so measure both on it",
+            " times compare only on one machine, so measure both on it"
         )
 
 
@@ -204,19 +233,15 @@ def _sliced(whole: Case) -> Iterator[Case]:
     name, sample = whole.gate.slices, whole.sample
     assert name is not None
     if sample.kind is not Kind.PAIRED_ROWS:
-        raise _refused(whole.gate, "slices are of rows, and this metric is not measured on rows; leave `slices` out")
+        raise _NotComparable("slices are of rows, and this metric is not measured on rows; leave `slices` out")
     if name not in sample.slices:
-        raise _refused(whole.gate, f"no slices by {name!r} were kept{_instead(name, list(sample.slices))}")
+        raise _NotComparable(f"no slices by {name!r} were kept{_instead(name, list(sample.slices))}")
     slices, columns = sample.slices[name], [column for column in whole.columns if column]
     if any(len(column) != len(slices) for column in columns):
-        raise _refused(whole.gate, f"the slices by {name!r} name {len(slices)} rows; there are {', '.join(str(len(c)) for c in columns)}")
+        raise _NotComparable(f"the slices by {name!r} name {len(slices)} rows; there are {', '.join(str(len(c)) for c in columns)}")
     for part, rows in rows_of(slices).items():
         candidate, baseline = (tuple(column[i] for i in rows) if column else () for column in whole.columns)
         yield Case(whole.gate, sample, whole.names, (candidate, baseline), part)
-
-
-def _refused(gate: Gate, why: str) -> PlanError:
-    return PlanError(f"gate on {gate.metric}: {why}")
 
 
 def _instead(wanted: str, names: Sequence[str]) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ioptim.core.gate import Verdict
+from ioptim.core.gate import Gate, Verdict
 from ioptim.core.metrics import Kind, Metric
-from ioptim.gates.evidence import Case, Evidence, decide, meets, numbers, on_bound
+from ioptim.gates.evidence import Case, Evidence, decide, ends, meets, numbers, on_bound
 from ioptim.intervals import Interval
 
 MOST_ROWS = 10_000_000
@@ -64,12 +64,26 @@ def _corrected(worst: Finding, findings: Sequence[Finding]) -> str:
 
 
 def _others(worst: Finding, findings: Sequence[Finding]) -> str:
-    """The other slices that fail, and every one that has too few rows for any verdict."""
+    """The other slices that fail, every one on which no verdict is possible, and the others that pass without proof."""
     fail = [f for f in findings[1:] if f.verdict is Verdict.FAIL]
     small = [f for f in findings if f.evidence is None and f.verdict is Verdict.UNDECIDED]
+    unproved = [f for f in findings[1:] if _unproved(f)]
     parts = [f"; fails too: {_listed(fail)}"] if fail else []
     parts += [f"; no verdict is possible on {_listed(small)}"] if small else []
+    parts += [f"; the same on every row, though {_too_few(worst.case.gate)}: {_listed(unproved)}"] if unproved else []
     return "".join(parts)
+
+
+def _unproved(finding: Finding) -> bool:
+    """Whether it passes only because every row seen has the baseline's outcome: the interval leaves room for a miss."""
+    case, found = finding.case, finding.evidence
+    if finding.verdict is not Verdict.PASS or found is None or not found.same:
+        return False
+    return not meets(case.gate, ends(case.gate, found, case.n, finding.confidence)[0])
+
+
+def _too_few(gate: Gate) -> str:
+    return f"too few to rule out {'more' if gate.bound[0].startswith('max') else 'less'}"
 
 
 def _listed(findings: Sequence[Finding]) -> str:
@@ -88,6 +102,7 @@ def _seen(finding: Finding) -> str:
     n = "" if case.kind is Kind.EXACT else f", {count(case.n, case.kind)}"
     spread = "" if finding.interval is None else f"{percent(finding.confidence)} interval {_interval(finding.interval)}{n}"
     if found.same:
+        spread = spread.replace("interval", f"interval of the {'drop' if kind == 'max_drop' else 'ratio'}")
         return f"{metric.name} of {name} is {baseline}'s on every row ({here}; {spread})"
     if kind == "max_drop":
         moved = found.estimate if metric.higher_is_better else -found.estimate
@@ -122,8 +137,7 @@ def _conclusion(finding: Finding) -> str:
         return f"undecided against {limit}; {_deciding(finding)}"
     if finding.verdict is Verdict.FAIL:
         return f"{'outside' if kind.startswith('max') else 'misses'} {limit}"
-    hidden = found.same and finding.interval is not None and not meets(case.gate, finding.interval[1])
-    caveat = f", though {count(case.n, case.kind)} are too few to rule out more" if hidden else ""
+    caveat = f", though {count(case.n, case.kind)} are {_too_few(case.gate)}" if _unproved(finding) else ""
     return f"{'inside' if kind.startswith('max') else 'meets'} {limit}{caveat}"
 
 

@@ -48,6 +48,7 @@ class FeatureExtraction(TextTask):
         Metric(
             name="ndcg_at_10",
             higher_is_better=True,
+            continuous=True,
             description="1 / log2(1 + rank of the query's own passage), 0 beyond rank 10",
         ),
         Metric(name="recall_at_1", higher_is_better=True, description="1 where the query's own passage comes first"),

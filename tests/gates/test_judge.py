@@ -8,13 +8,12 @@ import pytest
 
 from ioptim.core.gate import Gate, GateResult, Verdict
 from ioptim.core.metrics import Kind, Metric, Samples
-from ioptim.errors import PlanError
 from ioptim.gates import judge
 
 pytest.importorskip("numpy")
 
 ACCURACY = Metric(name="accuracy", higher_is_better=True, description="rows answered correctly")
-NDCG = Metric(name="ndcg_at_10", higher_is_better=True, description="ranking")
+NDCG = Metric(name="ndcg_at_10", higher_is_better=True, description="ranking", continuous=True)
 LOSS = Metric(name="loss", higher_is_better=False, description="mean loss")
 LATENCY = Metric(name="latency_p50_ms", higher_is_better=False, description="median time", unit="ms")
 THROUGHPUT = Metric(name="throughput_per_s", higher_is_better=True, description="rows in a second", unit="rows/s")
@@ -90,7 +89,9 @@ def test_a_rate_close_to_the_bound_needs_more_rows_than_anyone_has() -> None:
 def test_the_same_answer_on_every_row_passes_any_bound(max_drop: float) -> None:
     result = one(accuracy(), max_drop=max_drop)
     assert result.verdict is Verdict.PASS
-    assert result.reason.startswith("accuracy of int8 is source's on every row (0.8865; 95 % interval -0.00439 to 0.00439, 872 rows)")
+    assert result.reason.startswith(
+        "accuracy of int8 is source's on every row (0.8865; 95 % interval of the drop -0.00439 to 0.00439, 872 rows)"
+    )
     assert result.reason.endswith("too few to rule out more") is (max_drop < 0.004)
 
 
@@ -177,7 +178,7 @@ def test_a_continuous_score_that_is_1_on_every_row_is_no_share_of_right_answers(
     """A model with exactly the source's outputs has a cosine of 1: not "at least 0.93 of all rows"."""
     cosine = Metric(name="output_cosine_mean", higher_is_better=True, description="", continuous=True)
     assert one(scores(cosine, Kind.PAIRED_ROWS, int8=[1.0] * 50), min_value=0.999).interval == (1, 1)
-    assert one(scores(NDCG, Kind.PAIRED_ROWS, int8=[1.0] * 50), min_value=0.999).verdict is Verdict.UNDECIDED
+    assert one(scores(ACCURACY, Kind.PAIRED_ROWS, int8=[1.0] * 50), min_value=0.999).verdict is Verdict.UNDECIDED
 
 
 def test_every_row_lower_by_exactly_the_bound_passes() -> None:
@@ -262,8 +263,8 @@ def test_the_1st_percentile_of_rows_is_judged_by_its_order_statistics() -> None:
     assert one(scores(cosine, Kind.PAIRED_ROWS, int8=rows), min_value=0.52).verdict is Verdict.FAIL
     few = one(scores(cosine, Kind.PAIRED_ROWS, int8=rows[:367]), min_value=0.5)
     assert few.reason == "367 rows of output_cosine_p1 cannot decide at 95 % confidence: at least 368 can"
-    with pytest.raises(PlanError, match="max_drop does not fit this metric; use one of min_value, max_value"):
-        one(scores(cosine, Kind.PAIRED_ROWS, int8=rows, source=rows), max_drop=0.1)
+    dropped = one(scores(cosine, Kind.PAIRED_ROWS, int8=rows, source=rows), max_drop=0.1)
+    assert unjudged(dropped).endswith("max_drop does not fit this metric; use one of min_value, max_value")
 
 
 @pytest.mark.parametrize(("bound", "verdict"), [(0.85, "pass"), (0.88, "undecided"), (0.95, "fail")])
@@ -278,27 +279,93 @@ def test_a_ratio_to_zero_is_undecided() -> None:
     assert (result.verdict, result.reason) == (Verdict.UNDECIDED, "size_bytes of source is zero or negative: it has no ratio")
 
 
-# --- who is judged, and what is refused
+# --- ratios of rows
+
+
+def test_a_ratio_of_answers_is_judged_by_a_score_interval() -> None:
+    result = one(accuracy(lost=9, won=6), min_ratio=0.98)
+    assert result.verdict is Verdict.PASS
+    assert result.reason == (
+        "accuracy of int8 is 0.9961 times source's (0.883 against 0.8865; 95 % interval 0.9848 to 1.0067, 872 rows): meets min_ratio 0.98"
+    )
+    assert one(accuracy(lost=90), min_ratio=0.98).verdict is Verdict.FAIL
+    assert one(accuracy(right=0, won=9), min_ratio=0.98).reason == "accuracy of source is zero or negative: it has no ratio"
+
+
+def test_a_candidate_that_is_right_on_no_row_fails_a_ratio() -> None:
+    assert one(accuracy(lost=773), min_ratio=0.5).verdict is Verdict.FAIL
+    loss = scores(LOSS, Kind.PAIRED_ROWS, int8=[0.0] * 40, source=[0.5] * 40)
+    assert one(loss, max_ratio=0.5).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("right", [1, 3])
+def test_a_ratio_to_a_few_right_rows_is_undecided(right: int) -> None:
+    result = one(accuracy(rows=40, right=right, lost=1, won=1), min_ratio=0.9)
+    assert result.verdict is Verdict.UNDECIDED
+    assert result.reason.endswith(" rows would decide at this rate")
+    assert result.interval is not None and result.interval[0] < 0.6 and result.interval[1] > 1.6
+
+
+def test_the_same_answers_pass_a_ratio_of_one_and_say_what_so_few_rows_cannot_rule_out() -> None:
+    result = one(accuracy(rows=10, right=10), min_ratio=0.999)
+    assert result.verdict is Verdict.PASS
+    assert result.reason == (
+        "accuracy of int8 is source's on every row (1; 95 % interval of the ratio 0.722 to 1.384, 10 rows):"
+        " meets min_ratio 0.999, though 10 rows are too few to rule out less"
+    )
+    assert one(accuracy(rows=10, right=10), max_ratio=1).reason.endswith("inside max_ratio 1, though 10 rows are too few to rule out more")
+    assert one(accuracy(), min_ratio=0.99).reason.endswith("872 rows): meets min_ratio 0.99")
+    assert one(accuracy(), min_ratio=1.05).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("few", [[1.0], [0.9, 0.8, 0.7], [1.0] + [1e-20] * 39])
+def test_a_ratio_of_scores_to_a_baseline_next_to_zero_is_undecided(few: list[float]) -> None:
+    source = few + [0.0] * (40 - len(few))
+    for candidate in ([0.5] * 40, source):
+        result = one(scores(NDCG, Kind.PAIRED_ROWS, int8=candidate, source=source), min_ratio=0.9)
+        assert (result.verdict, result.interval) == (Verdict.UNDECIDED, None)
+        assert result.reason == (
+            "ndcg_at_10 of source is zero or next to it in too many of 40 rows for a ratio; use max_drop, or more rows"
+        )
+
+
+# --- who is judged, and what cannot be
+
+
+def unjudged(result: GateResult) -> str:
+    """Why, of a gate that fails for it."""
+    assert (result.verdict, result.estimate, result.interval, result.n) == (Verdict.FAIL, None, None, 0)
+    return result.reason
 
 
 def test_unknown_metric_lists_those_measured() -> None:
-    with pytest.raises(PlanError) as refused:
-        judge(Gate(metric="acuracy", max_drop=0.1), [accuracy()], ["int8"])
-    assert str(refused.value) == "gate: no metric 'acuracy' was measured; there are accuracy (did you mean 'accuracy'?)"
+    (result,) = judge(Gate(metric="acuracy", max_drop=0.1), [accuracy()], ["int8"])
+    assert unjudged(result) == (
+        "acuracy of int8 cannot be judged: no metric 'acuracy' was measured; there are accuracy (did you mean 'accuracy'?)"
+    )
 
 
 def test_unknown_baseline_and_candidate_list_those_measured() -> None:
-    with pytest.raises(PlanError) as refused:
-        judge(Gate(metric="accuracy", max_drop=0.1, baseline="runtime-fp32"), [accuracy()], ["int8"])
-    assert str(refused.value) == "gate on accuracy: no baseline 'runtime-fp32' was measured; there are int8, source"
-    with pytest.raises(PlanError) as refused:
-        judge(Gate(metric="accuracy", max_drop=0.1, candidate="int4"), [accuracy()], ["int8"])
-    assert str(refused.value) == "gate on accuracy: no candidate 'int4' was measured; there are int8 (did you mean 'int8'?)"
+    (result,) = judge(Gate(metric="accuracy", max_drop=0.1, baseline="runtime-fp32"), [accuracy()], ["int8"])
+    assert unjudged(result) == "accuracy of int8 cannot be judged: it was not measured for runtime-fp32; there are int8, source"
+    (result,) = judge(Gate(metric="accuracy", max_drop=0.1, candidate="int4"), [accuracy()], ["int8"])
+    assert unjudged(result) == (
+        "accuracy of int4 cannot be judged: it was not measured for int4; there are int8, source (did you mean 'int8'?)"
+    )
+
+
+def test_a_candidate_that_was_not_measured_fails_alone() -> None:
+    missing, fine = judge(Gate(metric="accuracy", max_drop=0.02), [accuracy(lost=9, won=6)], ["int4", "int8"])
+    assert unjudged(missing).startswith("accuracy of int4 cannot be judged: ")
+    assert (fine.candidate, fine.verdict) == ("int8", Verdict.PASS)
 
 
 def test_a_bound_that_does_not_fit_says_which_do() -> None:
-    with pytest.raises(PlanError, match="max_drop does not fit this metric; use one of max_ratio, min_ratio, min_speedup,"):
-        one(scores(LATENCY, Kind.BLOCKS, int8=blocks(1), source=blocks(2)), max_drop=1)
+    result = one(scores(LATENCY, Kind.BLOCKS, int8=blocks(1), source=blocks(2)), max_drop=1)
+    assert unjudged(result) == (
+        "latency_p50_ms of int8 cannot be judged: max_drop does not fit this metric;"
+        " use one of max_ratio, min_ratio, min_speedup, min_value, max_value"
+    )
 
 
 def test_every_candidate_is_judged_unless_one_is_named_or_is_the_baseline() -> None:
@@ -312,17 +379,16 @@ def test_every_candidate_is_judged_unless_one_is_named_or_is_the_baseline() -> N
 
 
 def test_a_model_is_not_its_own_baseline() -> None:
-    with pytest.raises(PlanError, match="the only candidate is its own baseline, 'int8'; name another baseline"):
-        one(accuracy(), max_drop=0.1, baseline="int8")
+    assert unjudged(one(accuracy(), max_drop=0.1, baseline="int8")) == (
+        "accuracy of int8 cannot be judged: the only candidate is its own baseline; name another baseline"
+    )
 
 
 def test_times_of_two_machines_are_not_compared() -> None:
     times = scores(LATENCY, Kind.BLOCKS, int8=blocks(1.0), source=blocks(2.0))
     apart = times.model_copy(update={"hardware": {"int8": "aaa", "source": "bbb"}})
-    with pytest.raises(PlanError) as refused:
-        one(apart, min_speedup=1.5)
-    assert str(refused.value) == (
-        "gate on latency_p50_ms: source was measured on other hardware (bbb) than int8 (aaa);"
+    assert unjudged(one(apart, min_speedup=1.5)) == (
+        "latency_p50_ms of int8 cannot be judged: source was measured on other hardware (bbb) than int8 (aaa);"
         " times compare only on one machine, so measure both on it"
     )
     assert one(apart, max_value=5).verdict is Verdict.PASS

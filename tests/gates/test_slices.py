@@ -8,7 +8,6 @@ import pytest
 
 from ioptim.core.gate import Gate, GateResult, Verdict
 from ioptim.core.metrics import Kind, Metric, Samples
-from ioptim.errors import PlanError
 from ioptim.gates import judge
 
 np = pytest.importorskip("numpy")
@@ -118,8 +117,16 @@ def test_holm_goes_on_where_bonferroni_stops() -> None:
     assert verdicts(one(by_genre(a=FINE, b=b, c=FINE), max_drop=0.005))["b"] == "undecided"
 
 
-def test_the_same_outcome_in_every_slice_passes() -> None:
-    assert one(by_genre(prose=(100, 90, 0, 0), verse=(30, 20, 0, 0)), max_drop=0.0).verdict is Verdict.PASS
+def test_the_same_outcome_in_every_slice_passes_and_names_each_that_is_too_small_to_prove_it() -> None:
+    result = one(by_genre(prose=(100, 90, 0, 0), verse=(30, 20, 0, 0)), max_drop=0.0)
+    assert result.verdict is Verdict.PASS
+    assert result.reason.endswith(
+        "inside max_drop 0, though 100 rows are too few to rule out more; the same on every row, though too few to rule out more:"
+        " verse (30 rows)"
+    )
+    behind = one(by_genre(prose=FINE, verse=(30, 20, 0, 0), drama=(1000, 900, 0, 0)), max_drop=0.02)
+    assert (behind.verdict, behind.slice) == (Verdict.PASS, "prose")
+    assert behind.reason.endswith(": inside max_drop 0.02; the same on every row, though too few to rule out more: verse (30 rows)")
 
 
 def test_one_slice_is_all_rows() -> None:
@@ -142,13 +149,15 @@ def test_bounds_on_values_and_quantiles_have_slices_too() -> None:
 
 
 def test_what_cannot_be_sliced_says_so() -> None:
-    with pytest.raises(PlanError) as refused:
-        one(by_genre(prose=FINE), slices="gnre", max_drop=0.1)
-    assert str(refused.value) == "gate on accuracy: no slices by 'gnre' were kept; there are genre (did you mean 'genre'?)"
+    unknown = one(by_genre(prose=FINE), slices="gnre", max_drop=0.1)
+    assert (unknown.verdict, unknown.slices) == (Verdict.FAIL, ())
+    assert unknown.reason == (
+        "accuracy of int8 cannot be judged: no slices by 'gnre' were kept; there are genre (did you mean 'genre'?)"
+    )
     blocks = Samples(metric=LATENCY, kind=Kind.BLOCKS, values={"int8": (1.0,) * 10, "source": (2.0,) * 10})
-    with pytest.raises(PlanError) as refused:
-        one(blocks, max_ratio=1)
-    assert str(refused.value) == ("gate on latency_p50_ms: slices are of rows, and this metric is not measured on rows; leave `slices` out")
+    assert one(blocks, max_ratio=1).reason == (
+        "latency_p50_ms of int8 cannot be judged: slices are of rows, and this metric is not measured on rows; leave `slices` out"
+    )
 
 
 # --- how often they are wrong

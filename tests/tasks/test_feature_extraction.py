@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ioptim.core.gate import Gate
+from ioptim.core.metrics import Kind, Samples
 from ioptim.errors import StepError
+from ioptim.gates import judge
 from ioptim.tasks.feature_extraction import FeatureExtraction
 
 TASK = FeatureExtraction()
@@ -34,6 +37,15 @@ def test_ranks(text_model: Make, table: Make) -> None:
     ndcg, recall = scores(rows, text_model(), outputs)
     assert ndcg == pytest.approx([1, 1 / math.log2(3), 1])
     assert recall == [1, 0, 1]
+
+
+def test_only_recall_is_a_share_of_right_answers() -> None:
+    """A slice in which every nDCG happens to be 1 is still of scores: 12 rows of it decide nothing."""
+    assert {metric.name: metric.continuous for metric in TASK.metrics} == {"ndcg_at_10": True, "recall_at_1": False}
+    ndcg = next(metric for metric in TASK.metrics if metric.name == "ndcg_at_10")
+    samples = Samples(metric=ndcg, kind=Kind.PAIRED_ROWS, values={"int8": (1.0,) * 12, "source": (1.0,) * 12})
+    (result,) = judge(Gate(metric="ndcg_at_10", max_drop=0.5), [samples], ["int8"])
+    assert result.reason == "12 rows of ndcg_at_10 cannot decide at 95 % confidence: at least 30 can"
 
 
 def test_beyond_rank_ten_there_is_no_gain(text_model: Make, table: Make) -> None:
