@@ -1,6 +1,6 @@
 """One test of MLPerf's LoadGen inside a model's process: it says which rows are asked for and when, and times the answers.
 
-LoadGen draws the order of the rows and the arrival times from fixed seeds, so that every model and every block gets the same ones. Its
+LoadGen draws the order of the rows and the arrival times from seeds, so that every model gets the same ones where `Load.seed` is. Its
 clock starts when a query is issued (`server`: when it was due) and stops when the answer is handed back; what it reports is read from its
 own trace, in nanoseconds. Knows no step. Source: https://github.com/mlcommons/inference/tree/master/loadgen
 """
@@ -47,6 +47,8 @@ class Load:
     rate_per_s: float = 1.0
     bound_s: float = 1.0
     percentile: float = 0.99
+    seed: int = 0
+    """Another number draws another order of the rows and other arrival times."""
 
 
 @dataclass
@@ -157,8 +159,8 @@ def _settings(lg: Any, load: Load) -> Any:
     settings.server_target_qps = load.rate_per_s
     settings.server_target_latency_ns = int(load.bound_s * 1e9)
     settings.server_target_latency_percentile = load.percentile
-    for name, seed in SEEDS.items():
-        setattr(settings, name, seed)
+    for name, first in SEEDS.items():
+        setattr(settings, name, first + len(SEEDS) * load.seed)
     return settings
 
 

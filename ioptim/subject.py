@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 FLOOR_QUERIES = 1000
 UNREACHABLE_PER_S = 1e7
 LOOK_S = 1.0
-"""How long a model's outputs are looked at before it is timed."""
+"""How long, before a model is timed, its rows are answered one by one to look at the outputs."""
+ALIKE = 0.9
+"""Least cosine between rows' outputs in batches and alone. MiniLM on `builtin:retrieval` in batches of 8 and 32: 1.00 in float32, 0.99 in
+int8-dynamic, whose scales depend on the batch, and 0.79 to 0.88 where padding is not masked."""
 SWITCH_S = 0.0002
 """How long Python lets one thread run while another waits (its default is 5 ms): a request must not wait for a batch to be padded."""
 
@@ -61,12 +65,13 @@ class Subject:
         self.inputs = Inputs(self.ctx.task, self.ctx.table("validation"), self.model, argument["padding"], argument["limit"])
         found, batch_size = len(self.inputs), argument["batch_size"]
         self.rows = found - found % batch_size if found > batch_size else found
+        self._batches_looked_at: set[Rows] = set()
         if not self.first_inference_s:
             feed = self.inputs.feed((0,))
             start = time.perf_counter()
             outputs = self.session.run(feed)
             self.first_inference_s = time.perf_counter() - start
-            self._require_numbers(0, outputs)
+            self._require_numbers((0,), outputs)
         self._look()
         # What is loaded stays. Looking through it for garbage before every block would take 0.2 s where transformers is loaded.
         gc.collect()
@@ -77,15 +82,39 @@ class Subject:
         """Answer every row once before any is timed, for a second at most: the speed of a model that answers NaN is no speed."""
         end = time.monotonic() + LOOK_S
         while self._looked_at < self.rows and time.monotonic() < end:
-            self._require_numbers(self._looked_at, self.session.run(self.inputs.feed((self._looked_at,))))
+            self._require_numbers((self._looked_at,), self.session.run(self.inputs.feed((self._looked_at,))))
             self._looked_at += 1
 
-    def _require_numbers(self, example: int, outputs: Outputs) -> None:
+    def _look_at(self, batches: Iterable[Rows]) -> None:
+        """Answer batches once before they are timed: they must be numbers and, as far as a second of rows goes, what the rows alone get.
+
+        Raises:
+            StepError: the model answers NaN, or otherwise in a batch than alone.
+        """
+        agreement, left_s = _Agreement(), LOOK_S
+        for rows in sorted(set(batches) - self._batches_looked_at):
+            self._batches_looked_at.add(rows)
+            outputs = self.session.run(self.inputs.feed(rows))
+            self._require_numbers(rows, outputs)
+            start = time.monotonic()
+            for place in sorted(range(len(rows)), key=lambda place: self.inputs.lengths[rows[place]]):  # the most padded first
+                if time.monotonic() - start < left_s:
+                    agreement.add(outputs, place, self.session.run(self.inputs.feed((rows[place],))))
+            left_s -= time.monotonic() - start
+        for name, cosine in agreement.cosines().items():
+            if cosine < ALIKE:
+                text = f"in a batch, {agreement.rows} rows get another output {name!r} than alone: cosine {cosine:.2f}"
+                accepted = f"at least {ALIKE} is accepted (padding: {self.inputs.padding})"
+                mend = "Does the model take an attention_mask, and heed it? To time rows alone, set batch_size and server.max_batch to 1"
+                raise StepError(f"{text}, {accepted}. {mend}")
+
+    def _require_numbers(self, rows: Rows, outputs: Outputs) -> None:
         if said := non_finite.holes(outputs):
             table = self.ctx.table("validation")
             examples = sum(1 for _ in self.ctx.task.examples(table, self.model))
-            row = table.rows[example * len(table) // examples]  # one row may be a query and a passage
-            raise StepError(f"{said} for {row}{non_finite.begins(self.model, self.inputs.feed((example,)))}")
+            named = table.rows[rows[0] * len(table) // examples]  # one row may be a query and a passage
+            where = named if len(rows) == 1 else f"a batch of {len(rows)} rows, the first of them {named}"
+            raise StepError(f"{said} for {where}{non_finite.begins(self.model, self.inputs.feed(rows))}")
 
     def begin(self, argument: Mapping[str, Any]) -> dict[str, Any] | None:
         """Start a LoadGen test (the fields of `Load` but `rows`; `batch_size`, `lead_in`) and return when its last query is answered.
@@ -109,7 +138,7 @@ class Subject:
     def _block(self, argument: Mapping[str, Any], answered: Callable[[], None]) -> dict[str, Any]:
         start = time.perf_counter()
         load = Load(**{**argument["load"], "scenario": Scenario(argument["load"]["scenario"])}, rows=self.rows)
-        system = _InTurn(self._call, self._order, argument["batch_size"], argument["lead_in"], answered)
+        system = _InTurn(self._call, self._order, argument["batch_size"], argument["lead_in"], answered, self._look_at)
         with _undisturbed():
             answers = loadgen.run(load, system, self._logs / load.scenario.value)
         system.check()
@@ -127,6 +156,9 @@ class Subject:
         """One test of the server scenario through a dynamic batcher (`max_batch`, `max_delay_s`)."""
         load = Load(**argument["load"], scenario=Scenario.SERVER, rows=self.rows)
         max_batch = argument["max_batch"]
+        if max_batch > 1:
+            full = [tuple((first + i) % self.rows for i in range(max_batch)) for first in range(0, self.rows, max_batch)]
+            self._thread.submit(self._look_at, full).result()
         for i in range(argument["lead_in"]):
             self._thread.submit(self._answer, [(i + j) % self.rows for j in range(max_batch)]).result()
         # Batches form as requests arrive, so padding them is part of what a server does: the clock covers it.
@@ -193,6 +225,37 @@ class Subject:
         return row_of
 
 
+class _Agreement:
+    """Rows' outputs in batches beside theirs alone: of each output the cosine between all rows' values taken together, padding cut off.
+
+    Together, because a row whose scores are near zero has no direction of its own.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._sums: dict[str, list[float]] = {}  # of products, and of the squares on either side
+
+    def add(self, outputs: Outputs, place: int, alone: Outputs) -> None:
+        """Row `place` of a batch. Outputs of other shapes than a batch of such rows would have are passed over, and infinite values."""
+        import numpy as np
+
+        self.rows += 1
+        for name, wanted in alone.items():
+            if wanted.dtype.kind != "f" or wanted.ndim != outputs[name].ndim or len(wanted) != 1 or place >= len(outputs[name]):
+                continue
+            got: np.ndarray = outputs[name][place][tuple(map(slice, wanted.shape[1:]))].astype("float64")
+            wanted = wanted[0].astype("float64")
+            if got.shape != wanted.shape or not (np.isfinite(got).all() and np.isfinite(wanted).all()):
+                continue
+            sums = self._sums.setdefault(name, [0.0, 0.0, 0.0])
+            for i, product in enumerate((got * wanted, got * got, wanted * wanted)):
+                sums[i] += float(product.sum())
+
+    def cosines(self) -> dict[str, float]:
+        """By output; 1 where both are zero, 0 where one is."""
+        return {name: both / math.sqrt(a * b) if a and b else float(a == b) for name, (both, a, b) in self._sums.items()}
+
+
 class _InTurn:
     """Answers in LoadGen's own thread, `batch_size` rows at a time, in its order. `order` gives the row of each sample."""
 
@@ -203,28 +266,32 @@ class _InTurn:
         batch_size: int,
         lead_in: int,
         done: Callable[[], None],
+        look_at: Callable[[Iterable[Rows]], None] = lambda batches: None,
     ) -> None:
         self._call, self._order, self._batch_size, self._lead_in, self._done = call, order, batch_size, lead_in, done
+        self._look_at = look_at
         self._complete = loadgen.completer()
         self._error: BaseException | None = None
         self.batches: list[Rows] = []
         self.lead_in_s = self.ended = 0.0
 
     def load(self, indices: Sequence[int]) -> None:
-        """Before the clock: the calls of the lead-in, over the first rows that LoadGen loaded."""
+        """Before the clock: a look at the batches, and the calls of the lead-in, over the first rows that LoadGen loaded."""
         self._row_of = self._order(indices)
-        rows = [self._row_of[index] for index in indices]
+        rows, size = [self._row_of[index] for index in indices], self._batch_size
         start = time.perf_counter()
+        if size > 1:
+            self._guarded(self._look_at, [tuple(rows[i : i + size]) for i in range(0, len(rows) - size + 1, size)])
         for i in range(self._lead_in):
-            first = i * self._batch_size % len(rows)
-            self._guarded(tuple(rows[first : first + self._batch_size]))
+            first = i * size % len(rows)
+            self._guarded(self._call, tuple(rows[first : first + size]))
         self.lead_in_s = time.perf_counter() - start
 
     def issue(self, samples: Sequence[Any]) -> None:
         for i in range(0, len(samples), self._batch_size):
             chunk = samples[i : i + self._batch_size]
             rows = tuple([self._row_of[sample.index] for sample in chunk])
-            self._guarded(rows)
+            self._guarded(self._call, rows)
             self._complete([sample.id for sample in chunk])
             self.batches.append(rows)
 
@@ -232,11 +299,11 @@ class _InTurn:
         self.ended = time.perf_counter()
         self._done()
 
-    def _guarded(self, rows: Rows) -> None:
+    def _guarded(self, call: Callable[[Any], object], argument: object) -> None:
         """An exception must not cross LoadGen: it is kept, nothing more is asked of the model, and `check` raises it."""
         if self._error is None:
             try:
-                self._call(rows)
+                call(argument)
             except BaseException as error:  # noqa: BLE001  # see above
                 self._error = error
 

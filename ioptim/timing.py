@@ -24,6 +24,8 @@ TOLERANCE = 0.03
 BUSY_SHARE = 0.05
 STOLEN_SHARE = 0.01
 """Shares of the CPU time from which `disturbances` speaks."""
+FREQUENCY_CHANGE = 0.05
+"""Of the CPU's clock, from which it does: a processor that throttles, or one that had not yet come up to speed."""
 
 
 def timed_block(call: Callable[[Any], Any], feeds: Sequence[Any], n: int, start: int = 0) -> list[float]:
@@ -141,7 +143,8 @@ def conditions(before: Machine, after: Machine, own_s: float | None) -> dict[str
     """What else the machine did between two moments, as far as it tells.
 
     `stolen_share`: time the hypervisor gave to others, and `others_share`: time that processes other than the measured ones
-    (`own_s` seconds) used, both of the CPU time there was. `load_average`: before the measurement began.
+    (`own_s` seconds) used, both of the CPU time there was. `load_average`: before the measurement began. `frequency_before_mhz` and
+    `frequency_after_mhz`: the CPUs' clock at the two moments.
     """
     there = (after.at - before.at) * before.cpus
     found: dict[str, float] = {}
@@ -149,9 +152,12 @@ def conditions(before: Machine, after: Machine, own_s: float | None) -> dict[str
         found["stolen_share"] = (after.stolen_s - before.stolen_s) / there
     if before.busy_s is not None and after.busy_s is not None and own_s is not None:
         found["others_share"] = max(0.0, after.busy_s - before.busy_s - own_s) / there
-    for name, value in (("load_average", before.load_average), ("frequency_mhz", after.frequency_mhz)):
-        if value is not None:
-            found[name] = value
+    read = {
+        "load_average": before.load_average,
+        "frequency_before_mhz": before.frequency_mhz,
+        "frequency_after_mhz": after.frequency_mhz,
+    }
+    found |= {name: value for name, value in read.items() if value is not None}
     return {name: round(value, 4) for name, value in found.items()}
 
 
@@ -164,6 +170,10 @@ def disturbances(found: Mapping[str, float]) -> list[str]:
         said.append(f"{text} (load average {found.get('load_average', 0):.2g} before); repeat it on an idle machine")
     if stolen > STOLEN_SHARE:
         said.append(f"the hypervisor gave {stolen:.0%} of the CPU time to other machines while this was measured")
+    clock_before, clock_after = found.get("frequency_before_mhz"), found.get("frequency_after_mhz")
+    if clock_before and clock_after and abs(clock_after / clock_before - 1) > FREQUENCY_CHANGE:
+        text = f"the CPU's clock went from {clock_before:.0f} to {clock_after:.0f} MHz while this was measured"
+        said.append(f"{text}; fix its frequency, or look to its cooling and power limit")
     return said
 
 

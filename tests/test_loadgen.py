@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,30 @@ def test_server_requests_arrive_by_the_schedule(tmp_path: Path) -> None:
     answers = loadgen.run(Load(Scenario.SERVER, 50, 4, rate_per_s=2000, bound_s=0.01), system, tmp_path)
     assert len(answers.seconds) == len(answers.late_s) == len(system.asked) == 50
     assert all(late <= seconds for late, seconds in zip(answers.late_s, answers.seconds, strict=True))
+
+
+def test_a_seed_draws_other_rows_and_arrivals_and_the_same_again(tmp_path: Path) -> None:
+    """When each request was issued, less how late that was: when it was due."""
+
+    class Clock(Echo):
+        def __init__(self) -> None:
+            super().__init__()
+            self.at: list[float] = []
+
+        def issue(self, samples: Sequence[Any]) -> None:
+            self.at.append(time.perf_counter())
+            super().issue(samples)
+
+    def drawn(seed: int) -> tuple[list[list[int]], list[float]]:
+        system = Clock()
+        answers = loadgen.run(Load(Scenario.SERVER, 20, 8, rate_per_s=100, seed=seed), system, tmp_path)
+        due = [at - late for at, late in zip(system.at, answers.late_s, strict=True)]
+        return system.asked, [b - a for a, b in pairwise(due)]
+
+    (rows, gaps), (rows_again, gaps_again), (other_rows, other_gaps) = drawn(0), drawn(0), drawn(1)
+    assert rows == rows_again != other_rows
+    assert gaps == pytest.approx(gaps_again, abs=5e-3)
+    assert max(abs(a - b) for a, b in zip(gaps, other_gaps, strict=True)) > 1e-2
 
 
 def test_only_loadgens_results_are_kept(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def test_conditions_between_two_moments() -> None:
         "stolen_share": 0.05,
         "others_share": 0.2,
         "load_average": 1.5,
-        "frequency_mhz": 2600,
+        "frequency_before_mhz": 2000,
+        "frequency_after_mhz": 2600,
     }
     assert timing.conditions(Machine(at=0, cpus=1), Machine(at=1, cpus=1), None) == {}
 
@@ -88,6 +89,15 @@ def test_a_disturbed_machine_is_told_in_words() -> None:
     ]
     assert timing.disturbances({"others_share": 0.02, "stolen_share": 0.001}) == []
     assert timing.disturbances({}) == []
+
+
+@pytest.mark.parametrize("after", [1880, 2120])
+def test_a_cpu_that_changes_its_clock_is_told(after: float) -> None:
+    assert timing.disturbances({"frequency_before_mhz": 2000, "frequency_after_mhz": after}) == [
+        f"the CPU's clock went from 2000 to {after} MHz while this was measured; fix its frequency, or look to its cooling and power limit"
+    ]
+    assert timing.disturbances({"frequency_before_mhz": 2000, "frequency_after_mhz": (after + 2000) / 2}) == []
+    assert timing.disturbances({"frequency_after_mhz": after}) == []
 
 
 def test_reads_the_counters_of_the_cpus_it_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,9 +144,10 @@ def _obstacle(case: Case, confidence: float) -> tuple[Verdict, str] | None:
 def _no_ratio(case: Case) -> str:
     if case.gate.bound[0] not in ("max_ratio", "min_ratio", "min_speedup"):
         return ""
+    faster = case.gate.bound[0] == "min_speedup" and not case.metric.higher_is_better  # then it is the candidate that divides
     for name, column in zip(case.names, (case.candidate, case.baseline), strict=True):
-        zero = name == case.names[1] and fmean(column) == 0
-        if min(column) < 0 or zero or (case.kind is Kind.BLOCKS and min(column) == 0):
+        divides = name == case.names[0 if faster else 1]
+        if min(column) < 0 or (divides and (fmean(column) == 0 or (case.kind is Kind.BLOCKS and min(column) == 0))):
             return f"{case.metric.name} of {name} is zero or negative: it has no ratio"
     return ""
 

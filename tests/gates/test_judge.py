@@ -279,6 +279,14 @@ def test_a_ratio_to_zero_is_undecided() -> None:
     assert (result.verdict, result.reason) == (Verdict.UNDECIDED, "size_bytes of source is zero or negative: it has no ratio")
 
 
+def test_a_rate_of_zero_is_so_many_times_the_other() -> None:
+    """No rate suits the candidate: that is known, not undecided. Nothing is a multiple of a baseline that serves nothing."""
+    rate = Metric(name="server_rate_per_s", higher_is_better=True, description="requests per second")
+    nothing, served = [0.0] * 6, [100.0, 101.0, 99.0, 100.0, 102.0, 98.0]
+    assert one(scores(rate, Kind.BLOCKS, int8=nothing, source=served), min_speedup=1.2).verdict is Verdict.FAIL
+    assert one(scores(rate, Kind.BLOCKS, int8=served, source=nothing), min_speedup=1.2).verdict is Verdict.UNDECIDED
+
+
 # --- ratios of rows
 
 

@@ -12,13 +12,13 @@ from ioptim.errors import UnavailableError
 
 class Subject:
     """Of a model, `seconds` is what a row takes by itself; a batch takes half as long for each further row. With `slow_every: 3` every
-    third block takes ten times as long."""
+    third block takes ten times as long. With `late_after: 9` every trial of a server after the ninth misses any bound."""
 
     def __init__(self, argument: dict[str, Any]) -> None:
         self.model = json.loads((Path(argument["model"]) / "model.json").read_text())
         self.calls: list[Any] = [["logs", Path(argument["logs"]).name]]
         self.begun: dict[str, Any] | None = None
-        self.blocks = 0
+        self.blocks = self.trials = 0
         if self.model.get("unavailable"):
             raise UnavailableError("the runtime is not installed: pip install it")
 
@@ -52,10 +52,12 @@ class Subject:
     def serve(self, argument: dict[str, Any]) -> dict[str, Any]:
         """A queue that fills: its waiting time grows without bound as the rate comes near what the largest batch can do."""
         batch, rate = argument["max_batch"], argument["load"]["rate_per_s"]
+        self.trials += 1
         service = self._batch_s(batch)
         free = max(0.01, 1 - rate * service / batch)
-        self.calls.append(["serve", batch, argument["max_delay_s"], rate, argument["load"]["queries"]])
-        seconds = [argument["max_delay_s"] + service / free] * argument["load"]["queries"]
+        self.calls.append(["serve", batch, argument["max_delay_s"], rate, argument["load"]["queries"], argument["load"]["seed"]])
+        late_s = 1e3 if self.trials > self.model.get("late_after", 10**9) else 0.0
+        seconds = [late_s + argument["max_delay_s"] + service / free] * argument["load"]["queries"]
         return {"seconds": seconds, "mean_batch": batch / 2, "padded_share": 0.1}
 
     def floor(self, _: Any) -> dict[str, float]:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ioptim import hardware, timing
 from ioptim.core.artifact import Format, ModelArtifact, seal
-from ioptim.core.gate import Gate
+from ioptim.core.gate import Gate, Verdict
 from ioptim.core.metrics import Kind, Samples
 from ioptim.core.step import ChartFigure, Level, Outcome
 from ioptim.errors import StepError, UnavailableError
@@ -405,6 +405,19 @@ def test_gates_that_can_never_be_decided_are_objected_to() -> None:
     ]
 
 
+@pytest.mark.parametrize(("metric", "bound"), [("server_rate_per_s", "min_value"), ("cost_per_million", "max_value")])
+def test_the_rounds_of_a_server_cannot_decide_at_a_high_confidence(metric: str, bound: str) -> None:
+    where = SimpleNamespace(targets=[])
+
+    def objections(confidence: float) -> list[str]:
+        gate = Gate(metric=metric, confidence=confidence, **{bound: 1})  # type: ignore[arg-type]
+        return server().model_copy(update={"gates": (gate,), "blocks": 1}).check(where)  # type: ignore[arg-type]
+
+    said = f"gate on {metric}: the 6 rounds of the server scenario can never decide at 99 % confidence; lower confidence to 0.95"
+    assert objections(0.99) == [said]
+    assert objections(0.95) == []
+
+
 def test_a_gate_on_the_cost_needs_a_price() -> None:
     step = QUICK.model_copy(update={"gates": (Gate(metric="cost_per_million", max_value=1),)})
     where = SimpleNamespace(targets=(SimpleNamespace(name="cpu", price_per_hour=None), SimpleNamespace(name="gpu", price_per_hour=2.0)))
@@ -472,16 +485,84 @@ def test_a_rate_that_this_machine_cannot_issue_is_refused(tmp_path: Path) -> Non
 def test_a_model_that_never_meets_the_bound(tmp_path: Path) -> None:
     step = server(latency_bound_ms=1, max_batch=(1,), duration_s=1e9)
     outcome, _ = measure(step, tmp_path / "out", {"compile": artifact(tmp_path / "m", seconds=0.002)})
-    assert "server_rate_per_s" not in outcome.metrics
+    assert outcome.metrics["server_rate_per_s"] == 0
     (said,) = texts(outcome, Level.WARNING)
     assert said.startswith("server: no rate of compile meets 1 ms at p99: at ")
-    assert outcome.tables[1].rows == (("compile", *[None] * 10),)
+    assert outcome.tables[1].rows == (("compile", 0, 0, 0, 0, *[None] * 6),)
+
+
+@pytest.mark.parametrize(("metric", "bound"), [("server_rate_per_s", {"min_value": 1}), ("cost_per_million", {"max_value": 1})])
+def test_a_model_that_never_meets_the_bound_fails_its_gates(tmp_path: Path, metric: str, bound: dict[str, float]) -> None:
+    step = server(latency_bound_ms=1, max_batch=(1,), duration_s=1e9)
+    outcome, _ = measure(step, tmp_path / "out", {"compile": artifact(tmp_path / "m", seconds=0.002)}, price=1)
+    (result,) = judge(Gate(metric=metric, undecided="warn", **bound), outcome.samples, ["compile"])  # type: ignore[arg-type]
+    assert result.verdict is Verdict.FAIL
+    assert result.n == 6
+
+
+def test_a_rate_that_missed_the_bound_is_never_judged(tmp_path: Path) -> None:
+    """Found in a good moment: the search meets some 480 per second, and every trial of the rounds misses."""
+    first, _ = measure(server(), tmp_path / "a", {"compile": artifact(tmp_path / "good", seconds=0.002)})
+    searched = first.facts["server"]["compile"]["trials"]
+    outcome, _ = measure(server(), tmp_path / "b", {"compile": artifact(tmp_path / "m", seconds=0.002, late_after=searched)})
+    rates = asked(outcome, "compile", "serve")[searched:]
+    assert rates[0][2] > 400
+    assert sample(outcome, "server_rate_per_s").values["compile"] == (0,) * 6
+    (result,) = judge(Gate(metric="server_rate_per_s", min_value=120), outcome.samples, ["compile"])
+    assert result.verdict is Verdict.FAIL
+    said = "server: 6 of 6 rounds of compile met the bound at no rate, down to "
+    assert [text for text in texts(outcome, Level.WARNING) if text.startswith(said)]
+
+
+def test_too_few_rounds_that_met_the_bound_pass_no_gate(tmp_path: Path) -> None:
+    first, _ = measure(server(), tmp_path / "a", {"compile": artifact(tmp_path / "good", seconds=0.002)})
+    facts = first.facts["server"]["compile"]
+    late_after = facts["trials"] + sum(facts["trials_of_rounds"][:5])
+    outcome, _ = measure(server(), tmp_path / "b", {"compile": artifact(tmp_path / "m", seconds=0.002, late_after=late_after)})
+    values = sample(outcome, "server_rate_per_s").values["compile"]
+    assert min(value for value in values[:5] if value is not None) > 400
+    assert values[5] == 0
+    (result,) = judge(Gate(metric="server_rate_per_s", min_value=1), outcome.samples, ["compile"])
+    assert result.verdict is Verdict.UNDECIDED
+
+
+def test_every_round_ends_at_a_rate_that_met_the_bound(tmp_path: Path) -> None:
+    outcome, ctx = measure(server(), tmp_path / "out", {"compile": artifact(tmp_path / "m", seconds=0.002)})
+    limit = (1 - 9 / 20) * 8 / 0.009
+    assert all(value is not None and limit / 1.11 < value <= limit for value in sample(outcome, "server_rate_per_s").values["compile"])
+    assert max(row["seconds"] for row in kept(ctx)) <= 0.02
+
+
+def test_arrivals_are_drawn_anew_in_every_round_and_are_the_same_for_all_models(tmp_path: Path) -> None:
+    models = {name: artifact(tmp_path / name, seconds=0.002 * (i + 1)) for i, name in enumerate("ab")}
+    outcome, _ = measure(server(), tmp_path / "out", models)
+    for name in models:
+        facts, seeds = outcome.facts["server"][name], [call[4] for call in asked(outcome, name, "serve")]
+        per_round = [number for number, n in enumerate(facts["trials_of_rounds"], 1) for _ in range(n)]
+        assert seeds == [0] * facts["trials"] + per_round
+    given, _ = measure(server(rate_per_s=100), tmp_path / "given", models)
+    assert [call[4] for call in asked(given, "a", "serve")][-6:] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_busy_machine_is_told_and_gets_more_rounds_of_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    quiet(monkeypatch, stolen_share=0.08, frequency_before_mhz=3000.0, frequency_after_mhz=2400.0)
+    outcome, _ = measure(server(), tmp_path / "out", {"compile": artifact(tmp_path / "m", seconds=0.002)})
+    stolen, clock = texts(outcome, Level.WARNING)
+    assert stolen == "server: the hypervisor gave 8% of the CPU time to other machines while this was measured"
+    assert clock.startswith("server: the CPU's clock went from 3000 to 2400 MHz while this was measured")
+    assert "server: 9 rounds instead of 6, because the machine was busy" in texts(outcome)
+    assert len(sample(outcome, "server_rate_per_s").values["compile"]) == 9
+    facts = outcome.facts["server"]["compile"]
+    assert (facts["stolen_share"], facts["frequency_before_mhz"], facts["frequency_after_mhz"]) == (0.08, 3000, 2400)
 
 
 def test_a_search_without_time_says_so(tmp_path: Path) -> None:
     outcome, _ = measure(server(duration_s=1e-6), tmp_path / "out", {"compile": artifact(tmp_path / "m", seconds=0.002)})
     said = "server: the search for compile ended after 1e-06 s without a trial: 299 requests of it take longer. Raise server.duration_s"
     assert texts(outcome, Level.WARNING) == [said]
+    assert "server_rate_per_s" not in outcome.metrics
+    (result,) = judge(Gate(metric="server_rate_per_s", min_value=1), outcome.samples, ["compile"])
+    assert result.verdict is Verdict.UNDECIDED
 
 
 def test_metrics_of_the_server() -> None:
@@ -494,7 +575,7 @@ def test_a_searched_rate_is_where_fewest_trials_contradict_it() -> None:
     """10 and 20 are contradicted by two trials each, 50 by four: the lowest stands."""
     met = {10: True, 20: True, 15: False, 30: False, 40: False, 45: False, 50: True}
     trials = [Trial(Setting(1, 0), rate, [0.01] * 299, 0.01, good, 1, 0) for rate, good in met.items()]
-    served = Served(ServerLoad(latency_bound_ms=20), trials[:-1], trials[-1:])
+    served = Served(ServerLoad(latency_bound_ms=20), trials[:-1], [trials[-1:]])
     assert served.rate_per_s == 10
     assert (
         served.notes("int8", None)[1].text == "server: 2 of 7 trials contradict the rate of int8: the machine had better and worse moments"

@@ -18,7 +18,7 @@ from ioptim.energy import Meter
 from ioptim.intervals import fewest_for_quantile
 from ioptim.loadgen import Scenario
 from ioptim.steps.benchmark.result import Result
-from ioptim.steps.benchmark.rounds import Rounds, Taken
+from ioptim.steps.benchmark.rounds import FEWEST_ROUNDS, Rounds, Taken
 from ioptim.steps.benchmark.scenarios import COST, FIGURES, MEMORY, SIZE
 from ioptim.steps.benchmark.search import ServerLoad
 from ioptim.steps.benchmark.server import Served, Server
@@ -89,9 +89,12 @@ class Benchmark(MeasuringStep):
         fitting = fitting_bounds(Kind.EXACT if exact else Kind.BLOCKS, known[gate.metric])
         if gate.bound[0] not in fitting:
             yield f"{gate.bound[0]} does not fit this metric; use one of {', '.join(fitting)}"
-        fewest = fewest_for_quantile(0.5, gate.confidence)
-        if not exact and not gate.metric.startswith("server_") and self.blocks < fewest:
-            yield f"{self.blocks} blocks can never decide at {gate.confidence * 100:.4g} % confidence; set blocks to {fewest} or more"
+        fewest, level = fewest_for_quantile(0.5, gate.confidence), f"{gate.confidence * 100:.4g} % confidence"
+        if gate.metric.startswith("server_") or (known[gate.metric] is COST and self.server):
+            if fewest > FEWEST_ROUNDS:
+                yield f"the {FEWEST_ROUNDS} rounds of the server scenario can never decide at {level}; lower confidence to 0.95"
+        elif not exact and self.blocks < fewest:
+            yield f"{self.blocks} blocks can never decide at {level}; set blocks to {fewest} or more"
 
     def metric_names(self, task: Task) -> Sequence[str]:
         return [metric.name for metric in self._metrics()]

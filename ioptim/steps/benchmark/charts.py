@@ -60,7 +60,7 @@ def _rates(served: Mapping[str, Served]) -> ChartFigure:
     asked = next(iter(served.values())).asked
     series = []
     for name, one in served.items():
-        trials = sorted([*one.trials, *one.rounds], key=lambda trial: trial.rate_per_s)
+        trials = sorted(one.every, key=lambda trial: trial.rate_per_s)
         if not trials:
             continue
         x = tuple(round(trial.rate_per_s, 3) for trial in trials)

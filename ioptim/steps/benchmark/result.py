@@ -10,7 +10,7 @@ from typing import Any
 from ioptim.core.metrics import Kind, Metric, Samples
 from ioptim.core.step import Context, Level, Note, Outcome
 from ioptim.loadgen import Scenario
-from ioptim.steps.benchmark import charts, tables
+from ioptim.steps.benchmark import charts, server, tables
 from ioptim.steps.benchmark.rounds import Taken
 from ioptim.steps.benchmark.scenarios import COST, FIGURES, MEMORY, P50, SIZE, THROUGHPUT
 from ioptim.steps.benchmark.search import RATE
@@ -108,14 +108,11 @@ class Result:
                 if figure.metric == metric:
                     return figure.of_blocks(taken.seconds(subject.name), taken.asked.rows)
         if metric is COST:
-            rates = self._rates(subject.name) if self.served else self._blocks(THROUGHPUT.metric, subject)
+            rates = self.served[subject.name].rates if self.served else self._blocks(THROUGHPUT.metric, subject)
             return [_cost(subject.target.price_per_hour, rate) for rate in rates]
         if metric.name == RATE:
-            return self._rates(subject.name)
-        return [trial.tail_s * 1e3 for trial in self.served[subject.name].rounds]
-
-    def _rates(self, name: str) -> Sequence[float | None]:
-        return [trial.rate_per_s for trial in self.served[name].rounds]
+            return self.served[subject.name].rates
+        return [trial.tail_s * 1e3 for trial in self.served[subject.name].ends]
 
     def _facts(self, padding: str) -> dict[str, Any]:
         return {
@@ -132,6 +129,8 @@ class Result:
             yield from taken.notes()
         for name, served in self.served.items():
             yield from served.notes(name, figures[name].get(COST.name))
+        if self.served:
+            yield from server.noise(self.served)
         text = f"the harness itself takes {self.floor_s * 1e6:.0f} µs of a single-stream query (LoadGen with a model that does nothing)"
         if self.floor_s > FLOOR_LIMIT_S:
             yield Note(text=f"{text}; on an idle machine it takes less than {FLOOR_LIMIT_S * 1e6:.0f}", level=Level.WARNING)
@@ -142,7 +141,8 @@ class Result:
 
 
 def _cost(price_per_hour: float | None, rate_per_s: float | None) -> float | None:
-    return None if price_per_hour is None or rate_per_s is None else price_per_hour / 3600 / rate_per_s * MILLION
+    """None where there is no price, or nothing is served for it."""
+    return None if price_per_hour is None or not rate_per_s else price_per_hour / 3600 / rate_per_s * MILLION
 
 
 def _baselines_of(candidate: str, ctx: Context) -> dict[str, str]:
@@ -171,7 +171,7 @@ def _keep(path: Path, taken: Mapping[Scenario, Taken], served: Mapping[str, Serv
     import pyarrow.parquet as pq
 
     kept = [(name, scenario.value, one.seconds(name)) for scenario, one in taken.items() for name in one.blocks]
-    kept += [(name, Scenario.SERVER.value, [trial.seconds for trial in one.rounds]) for name, one in served.items()]
+    kept += [(name, Scenario.SERVER.value, [trial.seconds for trial in one.ends]) for name, one in served.items()]
     rows = [(name, scenario, b, q, s) for name, scenario, blocks in kept for b, block in enumerate(blocks) for q, s in enumerate(block)]
     types = {"subject": pa.string(), "scenario": pa.string(), "block": pa.int32(), "query": pa.int32(), "seconds": pa.float64()}
     columns = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(types.values())]

@@ -13,7 +13,7 @@ from ioptim.core.step import Level, Note
 from ioptim.energy import Meter
 from ioptim.loadgen import Scenario
 from ioptim.steps.benchmark.scenarios import FIGURES, QUANTILES
-from ioptim.steps.benchmark.subjects import Asked, Block, Subject, own_seconds, prepare
+from ioptim.steps.benchmark.subjects import Asked, Block, Subject, Watch, prepare
 
 LEAD_IN = 3
 """Calls at the head of every block that are not recorded. A process that slept finds its caches taken by the one that ran: its first
@@ -127,19 +127,13 @@ class Rounds:
         taken = Taken(self.scenario, asked, {name: [] for name in self.subjects}, rounds_asked=self.blocks)
         for name, subject in self.subjects.items():
             taken.warm_ups[name] = timing.warm_up(partial(_typical, subject, asked), min(self.duration_s, WARM_UP_S))
-        before, own_before = timing.Machine.now(), own_seconds(list(self.subjects.values()))
-
-        def conditions() -> dict[str, float]:
-            own_after = own_seconds(list(self.subjects.values()))
-            own = None if own_before is None or own_after is None else own_after - own_before
-            return timing.conditions(before, timing.Machine.now(), own)
-
-        begun = self._turns(taken, range(self.blocks), before.at, meter)
-        taken.conditions = conditions()
+        watch = Watch(list(self.subjects.values()))
+        begun = self._turns(taken, range(self.blocks), watch.before.at, meter)
+        taken.conditions = watch.conditions()
         if begun == self.blocks and timing.disturbances(taken.conditions):
             # Noise of others is not ours to remove, but more blocks make the intervals narrower.
-            taken.extended = self._turns(taken, range(begun, begun + self.blocks // 2), before.at, meter) > 0
-            taken.conditions = conditions()
+            taken.extended = self._turns(taken, range(begun, begun + self.blocks // 2), watch.before.at, meter) > 0
+            taken.conditions = watch.conditions()
         for name, subject in self.subjects.items():
             taken.blocks[name].append(subject.finish())
         return taken

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from itertools import chain
+from statistics import fmean, median
 from typing import Any
 
 from ioptim import timing
@@ -14,10 +15,15 @@ from ioptim.intervals import Interval, quantile_interval
 from ioptim.loadgen import Scenario
 from ioptim.steps.benchmark.rounds import FEWEST_ROUNDS, LEAD_IN, Say
 from ioptim.steps.benchmark.search import Search, ServerLoad, Setting
-from ioptim.steps.benchmark.subjects import Asked, Subject, prepare
+from ioptim.steps.benchmark.subjects import Asked, Subject, Watch, prepare
 
+MOST_TRIALS = 12
+"""Of a round: at a tolerance of 5 % they come down to half of a rate that was found in a good moment of the machine."""
 REACHED = 0.95
 """Share of the rate asked for that LoadGen must be able to issue."""
+
+Start = tuple[Setting, float]
+"""A setting, and the rate of the next trial."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +45,47 @@ class Served:
 
     asked: ServerLoad
     trials: list[Trial] = field(default_factory=list)
-    rounds: list[Trial] = field(default_factory=list)
+    rounds: list[list[Trial]] = field(default_factory=list)
+    """Trials of each round, at falling rates until one met the bound; none where the search has shown that no rate does."""
     converged: bool = True
+    conditions: dict[str, float] = field(default_factory=dict)
+    """What else the machine did during the rounds, the same for all models."""
 
     @property
     def setting(self) -> Setting | None:
-        return self.rounds[0].setting if self.rounds else None
+        return self.ends[0].setting if self.ends else None
+
+    @property
+    def ends(self) -> list[Trial]:
+        """The last trial of each round."""
+        return [trials[-1] for trials in self.rounds if trials]
+
+    @property
+    def rates(self) -> list[float]:
+        """What gates are judged from: of each round the rate asked for, or of a search the rate that met the bound; 0 where none did."""
+        if self.asked.rate_per_s is not None:
+            return [self.asked.rate_per_s] * len(self.rounds)
+        return [trials[-1].rate_per_s if trials and trials[-1].met else 0.0 for trials in self.rounds]
+
+    @property
+    def every(self) -> list[Trial]:
+        """Of the search and of the rounds."""
+        return [*self.trials, *chain.from_iterable(self.rounds)]
 
     @property
     def comparable(self) -> list[Trial]:
-        """Every trial with the best setting, the rounds too."""
-        return [trial for trial in [*self.trials, *self.rounds] if trial.setting == self.setting]
+        """Every trial with the best setting."""
+        return [trial for trial in self.every if trial.setting == self.setting]
 
     @property
     def rate_per_s(self) -> float | None:
-        """The rate asked for; of a search the highest that met the bound, as all trials with the best setting see it.
+        """The rate asked for; of a search the highest that met the bound, as all trials with the best setting see it. 0 where no rate
+        does, None where the search ended before it knew.
 
         A machine has good and bad moments: the rate is where the fewest trials contradict it, the lowest of several.
         """
-        if not self.rounds:
-            return None
+        if self.setting is None:
+            return 0.0 if self.rounds else None
         return self.asked.rate_per_s or min((t.rate_per_s for t in self.comparable if t.met), key=lambda rate: (self.against(rate), rate))
 
     def against(self, rate: float) -> int:
@@ -68,8 +95,7 @@ class Served:
     @property
     def interval(self) -> Interval | None:
         """Of a searched rate: between order statistics of the rounds' rates, as a gate sees it."""
-        rates = [trial.rate_per_s for trial in self.rounds]
-        return quantile_interval(rates, 0.5, 0.95) if rates and self.asked.rate_per_s is None else None
+        return quantile_interval(self.rates, 0.5, 0.95) if self.rates and self.asked.rate_per_s is None else None
 
     @property
     def tail_ms(self) -> float | None:
@@ -79,14 +105,16 @@ class Served:
 
     def facts(self) -> dict[str, Any]:
         if self.setting is None:
-            return {"trials": len(self.trials)}
+            return {"trials": len(self.trials), **self.conditions}
         return {
             "max_batch": self.setting.max_batch,
             "max_delay_ms": self.setting.max_delay_ms,
-            "mean_batch": round(sum(trial.mean_batch for trial in self.rounds) / len(self.rounds), 2),
-            "padded_share": round(sum(trial.padded_share for trial in self.rounds) / len(self.rounds), 4),
-            "rates_of_rounds_per_s": [round(trial.rate_per_s, 3) for trial in self.rounds],
+            "mean_batch": round(fmean(trial.mean_batch for trial in self.ends), 2),
+            "padded_share": round(fmean(trial.padded_share for trial in self.ends), 4),
+            "rates_of_rounds_per_s": [round(rate, 3) for rate in self.rates],
+            "trials_of_rounds": [len(trials) for trials in self.rounds],
             "trials": len(self.trials),
+            **self.conditions,
         }
 
     def notes(self, name: str, cost: float | None) -> list[Note]:
@@ -102,6 +130,10 @@ class Served:
         if against := self.against(rate):
             text = f"{against} of {len(self.comparable)} trials contradict the rate of {name}"
             notes.append(Note(text=f"server: {text}: the machine had better and worse moments"))
+        if none := self.rates.count(0.0):
+            lowest = min(trial.rate_per_s for trial in self.ends if not trial.met)
+            text = f"{none} of {len(self.rates)} rounds of {name} met the bound at no rate, down to {lowest:.4g} requests per second"
+            notes.append(Note(text=f"server: {text}; for gates they are 0", level=Level.WARNING))
         if not self.converged:
             text = f"the search for {name} ended after {self.asked.duration_s:g} s; a higher rate may be possible"
             notes.append(Note(text=f"server: {text}. Raise server.duration_s", level=Level.WARNING))
@@ -118,6 +150,15 @@ class Served:
         if self.converged:
             return f"no rate of {name} meets {bound}: {text}"
         return f"{ended} before a rate met {bound}: {text}. Raise server.duration_s"
+
+
+def noise(found: Mapping[str, Served]) -> list[Note]:
+    """What else the machine did during the rounds of all models, where a reader must know it."""
+    one = next(iter(found.values()))
+    notes = [Note(text=f"server: {text}", level=Level.WARNING) for text in timing.disturbances(one.conditions)]
+    if (most := max(len(served.rounds) for served in found.values())) > FEWEST_ROUNDS:
+        notes.append(Note(text=f"server: {most} rounds instead of {FEWEST_ROUNDS}, because the machine was busy"))
+    return notes
 
 
 class Server:
@@ -141,7 +182,7 @@ class Server:
         self._rounds(found, starts)
         return found
 
-    def _start(self, subject: Subject, served: Served) -> tuple[Setting, float] | None:
+    def _start(self, subject: Subject, served: Served) -> Start | None:
         """The best setting of one model and its rate; None where no rate meets the bound."""
         most = float(subject.call("floor")["per_s"])
         rate = self.asked.rate_per_s
@@ -150,7 +191,7 @@ class Server:
             raise StepError(f"{text} nothing answers them; lower rate_per_s")
 
         def trial(setting: Setting, rate: float) -> Trial:
-            served.trials.append(self._trial(subject, setting, rate))
+            served.trials.append(self._trial(subject, setting, rate, seed=0))
             return served.trials[-1]
 
         if rate is not None:
@@ -162,35 +203,53 @@ class Server:
         served.converged = search.converged
         return best_of_all
 
-    def _rounds(self, found: Mapping[str, Served], starts: Mapping[str, tuple[Setting, float] | None]) -> None:
-        """Up and down (Dixon and Mood, 1948): rates settle where a round meets the bound half of the time.
-
-        Where a search ended too high, in a good moment of the machine, there are up to twice as many rounds to come down.
-        """
+    def _rounds(self, found: Mapping[str, Served], starts: Mapping[str, Start | None]) -> None:
+        """All models in turns, each from where its round before ended; half as many rounds again where the machine was busy."""
+        # Where time ran out before any rate met the bound, nothing is known; where none does, every round says so.
+        known = {name: start for name, start in starts.items() if start is not None or found[name].converged}
         subjects = {subject.name: subject for subject in self.subjects}
-        rates = {name: start[1] for name, start in starts.items() if start is not None}
-        for number in range(2 * FEWEST_ROUNDS):
-            if number >= FEWEST_ROUNDS and not any(self._falling(found[name]) for name in rates):
-                break
-            for name in timing.turn(list(rates), number):
-                left = max(0, FEWEST_ROUNDS - number) / FEWEST_ROUNDS / (len(subjects) + 1)
-                self.say(1 - left, f"round {number + 1}, {name}")
-                setting, _ = starts[name] or (Setting(1, 0), 0)
-                trial = self._trial(subjects[name], setting, rates[name])
-                found[name].rounds.append(trial)
-                if self.asked.rate_per_s is None:
-                    rates[name] *= 1 + self.asked.tolerance if trial.met else 1 / (1 + self.asked.tolerance)
+        watch = Watch(self.subjects)
 
-    def _falling(self, served: Served) -> bool:
-        """Whether most rounds of a search have missed the bound."""
-        return self.asked.rate_per_s is None and sum(trial.met for trial in served.rounds) * 3 < len(served.rounds)
+        def rounds(numbers: range) -> dict[str, float]:
+            for number in numbers:
+                for name in timing.turn(list(known), number):
+                    left = max(0, FEWEST_ROUNDS - number) / FEWEST_ROUNDS / (len(subjects) + 1)
+                    self.say(1 - left, f"round {number + 1}, {name}")
+                    trials, known[name] = self._round(subjects[name], known[name], number)
+                    found[name].rounds.append(trials)
+            return watch.conditions()
 
-    def _trial(self, subject: Subject, setting: Setting, rate: float) -> Trial:
+        conditions = rounds(range(FEWEST_ROUNDS))
+        if timing.disturbances(conditions):
+            conditions = rounds(range(FEWEST_ROUNDS, FEWEST_ROUNDS + FEWEST_ROUNDS // 2))
+        for served in found.values():
+            served.conditions = conditions
+
+    def _round(self, subject: Subject, start: Start | None, number: int) -> tuple[list[Trial], Start | None]:
+        """The trials of a round, and where the next one starts.
+
+        Up and down (Dixon and Mood, 1948): one step above the rate that met the bound in the round before, then down until one meets it.
+        All trials of a round have the same arrivals, only closer or wider apart: none meets the bound because it was drawn again.
+        """
+        if start is None:
+            return [], None
+        setting, rate = start
+        if self.asked.rate_per_s is not None:
+            return [self._trial(subject, setting, rate, number + 1)], start
+        trials: list[Trial] = []
+        while not (trials and trials[-1].met) and len(trials) < MOST_TRIALS:
+            trials.append(self._trial(subject, setting, rate, number + 1))
+            rate *= 1 + self.asked.tolerance if trials[-1].met else 1 / (1 + self.asked.tolerance)
+        return trials, (setting, rate)
+
+    def _trial(self, subject: Subject, setting: Setting, rate: float, seed: int) -> Trial:
+        """With the same seed all models are asked the same. The search's is 0; its arrivals are not those of any round."""
         load: dict[str, Any] = {
             "queries": self.asked.requests(rate),
             "rate_per_s": rate,
             "bound_s": self.asked.latency_bound_ms / 1e3,
             "percentile": self.asked.percentile,
+            "seed": seed,
         }
         batches = {"max_batch": setting.max_batch, "max_delay_s": setting.max_delay_ms / 1e3, "lead_in": LEAD_IN}
         answer = subject.call("serve", {"load": load, **batches})

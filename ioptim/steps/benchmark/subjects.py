@@ -126,10 +126,23 @@ def prepare(subjects: Sequence[Subject], batch_size: int, padding: str, limit: i
     return expected
 
 
-def own_seconds(subjects: Sequence[Subject]) -> float | None:
-    """CPU time of this process and of all subjects; None where the system does not tell."""
-    times = [subject.cpu_seconds() for subject in subjects]
-    return None if None in times else time.process_time() + sum(t for t in times if t is not None)
+class Watch:
+    """Looks at the machine from now on, while these models are measured."""
+
+    def __init__(self, subjects: Sequence[Subject]) -> None:
+        self._subjects = subjects
+        self.before, self._own_before_s = timing.Machine.now(), self._own_s()
+
+    def conditions(self) -> dict[str, float]:
+        """What else it did until now."""
+        own_s = self._own_s()
+        own_s = None if own_s is None or self._own_before_s is None else own_s - self._own_before_s
+        return timing.conditions(self.before, timing.Machine.now(), own_s)
+
+    def _own_s(self) -> float | None:
+        """CPU time of this process and of all subjects; None where the system does not tell."""
+        times = [subject.cpu_seconds() for subject in self._subjects]
+        return None if None in times else time.process_time() + sum(t for t in times if t is not None)
 
 
 def _block(answer: Mapping[str, Any] | None) -> Block | None:

@@ -55,15 +55,15 @@ def intervals(samples: Sequence[Samples]) -> TableFigure:
 
 
 def served(found: Mapping[str, Served], figures: Mapping[str, Mapping[str, float]]) -> TableFigure:
-    """What each model serves, with which batches; dashes where no rate meets the bound. Median, low and high are of the rounds, which gates
-    are judged from."""
+    """What each model serves, with which batches; 0 where no rate meets the bound, a dash where the search did not find out. Median, low
+    and high are of the rounds, which gates are judged from."""
     asked = next(iter(found.values())).asked
     rows = []
     for model, one in found.items():
         setting, facts = one.setting, one.facts()
         batches = (setting.max_batch, setting.max_delay_ms, facts["mean_batch"], facts["padded_share"]) if setting else (None,) * 4
         low, high = one.interval or (None, None)
-        middle = median(trial.rate_per_s for trial in one.rounds) if one.rounds else None
+        middle = median(one.rates) if one.rates else None
         cost = figures[model].get(COST.name)
         numbers = (one.rate_per_s, middle, low, high, one.tail_ms, *batches, cost)
         rows.append((model, *(_rounded(value) for value in numbers)))
