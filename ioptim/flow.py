@@ -75,7 +75,7 @@ def start(home: Path) -> None:
         os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
     else:
         _server = prefect_server.start(home / "prefect")
-    import_early("prefect.main", "prefect.artifacts", "mlflow")
+    import_early("prefect.main", "prefect.artifacts", "mlflow", "mlflow.store.tracking.sqlalchemy_store")
 
 
 def run_flow(
@@ -87,13 +87,13 @@ def run_flow(
     home: Path,
     run_name: str | None = None,
     max_workers: int = 1,
-    links: Mapping[str, str] | None = None,
+    links: Mapping[str, Path] | None = None,
 ) -> None:
     """Run every node, in the order given or, with several workers, as soon as its parents have ended.
 
     `run_node` runs, skips or serves a node from the store and returns its record, whatever happened. `run_name` is the name of the
-    flow run (Prefect makes one up where it is left out), `tags` go to the flow and every task, `links` (title: address) become
-    artifacts of the flow. The flow fails in Prefect when a gate or a step did.
+    flow run (Prefect makes one up where it is left out), `tags` go to the flow and every task, `links` (title: absolute path of a
+    file) become artifacts of the flow. The flow fails in Prefect when a gate or a step did.
 
     Raises:
         KeyboardInterrupt: the user ended the run; what ran in other threads has been ended too.
@@ -129,7 +129,7 @@ class _Recording:
     run_node: RunNode
     tags: tuple[str, ...]
     max_workers: int
-    links: Mapping[str, str]
+    links: Mapping[str, Path]
     records: dict[str, NodeRecord] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -229,8 +229,9 @@ class _Recording:
         ]
         if rows:
             create_table_artifact(rows, key=_key(self.name, "gates"), description=f"{len(rows)} verdicts of {self.name}")
-        for title, address in self.links.items():
-            create_link_artifact(address, link_text=title, key=_key(self.name, title), description=f"{title} of {self.name}")
+        for title, path in self.links.items():
+            # As a URI: Prefect's page would look for a bare path on its own server.
+            create_link_artifact(path.as_uri(), link_text=title, key=_key(self.name, title), description=f"{title} of {self.name}")
 
     def _flow_state(self) -> State[Any]:
         from prefect.states import Completed, Failed

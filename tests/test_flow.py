@@ -99,7 +99,7 @@ def run_node(node_id):
 WHOLE = (
     PRELUDE
     + """
-flow.run_flow("good", NODES, run_node, tags=["good", "hw-1"], home=home, run_name="run-1", links={"report": "file:///report.html"})
+flow.run_flow("good", NODES, run_node, tags=["good", "hw-1"], home=home, run_name="run-1", links={"report": home / "a run" / "report.html"})
 STATUS.update({"compile@a": Status.ERROR, "validate": Status.SKIPPED})
 seen = []
 def run_bad(node_id):
@@ -120,7 +120,7 @@ with get_client(sync_client=True) as client:
             "parents": {t.name: sorted(str(p.id) for group in t.task_inputs.values() for p in group) for t in tasks},
             "ids": {t.name: str(t.id) for t in tasks},
         }
-    artifacts = sorted({a.key for a in client.read_artifacts()})
+    artifacts = {a.key: a.data for a in client.read_artifacts()}
 print(json.dumps({"runs": runs, "artifacts": artifacts, "seen": seen, "home": os.environ["PREFECT_HOME"]}))
 """
 )
@@ -193,6 +193,7 @@ def test_the_graph_and_the_artifacts(flows: Any, home: Path) -> None:
         assert run["parents"]["benchmark"] == [run["ids"]["compile@b"]]
         assert run["parents"]["source"] == []
     assert {"good-compile-a", "good-report", "bad-validate"} <= set(flows["artifacts"])
+    assert flows["artifacts"]["good-report"] == f"[report]({(home / 'a run' / 'report.html').as_uri()})"
     assert flows["home"] == str(home / "prefect")
     assert not (home / ".prefect").exists()
 

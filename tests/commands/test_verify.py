@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,9 @@ from ioptim.core.step import Outcome, Written
 from ioptim.errors import ExitCode
 from ioptim.keys import code_digest
 from ioptim.recipe import parse_recipe
+from ioptim.steps import _fidelity as fidelity
+from ioptim.steps.benchmark.scenarios import COST, THROUGHPUT
+from ioptim.steps.validate import _keep_rows
 from ioptim.tracking import local
 
 TEXT = """\
@@ -44,61 +49,99 @@ SAMPLES = Samples(
     values={"source": (1.0,) * 400, "compile": (1.0,) * PROSE + (0.0,) * 30 + (1.0,) * 70},
     slices={"genre": ("prose",) * PROSE + ("verse",) * VERSE},
 )
+TWO = SAMPLES.model_copy(update={"values": {**SAMPLES.values, "pruned": (1.0,) * 400}})
+"""The one candidate fails, the other does not."""
 
 
 class Recorded:
-    """A run as it lies in the home folder, made without running anything."""
+    """A run as it lies in the home folder, made without running anything; `raw` writes what a step keeps beside its samples."""
 
-    def __init__(self, home: Path, *overrides: str, code: str = "", samples: tuple[Samples, ...] = (SAMPLES,)) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *overrides: str,
+        code: str = "",
+        samples: tuple[Samples, ...] = (SAMPLES,),
+        candidates: Sequence[str] = ("compile",),
+        raw: Callable[[Path], object] = lambda folder: None,
+        text: str = TEXT,
+        figures: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    ) -> None:
         self.home = home
         self.store = Store(home / "store").create()
-        recipe = parse_recipe(parse(TEXT), Path("r.yaml"), overrides).recipe
+        recipe = parse_recipe(parse(text), Path("r.yaml"), overrides).recipe
         here = hardware.probe()
-        made = self.put("compile", code or code_digest(), here.fingerprint)
-        measured = self.put("validate", code or code_digest(), here.fingerprint, samples)
+        subjects = {
+            name: {each.metric.name: self.figure(each, name) for each in samples if name in each.values} | dict(figures.get(name, {}))
+            for name in samples[0].values
+        }
+        compared = {"candidates": dict.fromkeys(candidates, ""), "baselines": dict.fromkeys(set(subjects) - set(candidates), "")}
+        made = self.put("compile", {"ioptim": code or code_digest()})
+        ingredients = {"ioptim": code or code_digest(), **compared}
+        measured = self.put("validate", ingredients, here.fingerprint, samples, Outcome(subjects=subjects), raw)
         assert made.model is not None and measured.files is not None
         asked: tuple[Gate, ...] = recipe.steps[1].gates  # type: ignore[attr-defined]
         artifact = ArtifactRef(digest=made.model, path=str(self.store.root / "objects" / made.model), format=Format.ONNX, size_bytes=1)
+        verdicts = tuple(result for gate in asked for result in gates.judge(gate, samples, candidates))
+        blocked = any(result.blocks for result in verdicts)
         validate = NodeRecord(
             id="validate",
             step="validate",
             target="cpu",
             parents=("compile",),
             config=recipe.steps[1].model_dump(mode="json"),
-            status=Status.GATE_FAILED,
+            status=Status.GATE_FAILED if blocked else Status.PASSED,
             key="validate",
-            gates=tuple(result for gate in asked for result in gates.judge(gate, samples, ["compile"])),
-            subjects={name: {"accuracy": sum(map(float, values)) / len(values)} for name, values in SAMPLES.values.items()},  # type: ignore[arg-type]
+            computed=measured.computed,
+            gates=verdicts,
+            subjects=subjects,
             artifact=artifact,
             files=str(self.store.files(measured.files)),
+        )
+        compile = NodeRecord(
+            id="compile", step="compile", target="cpu", parents=(), status=Status.PASSED, key="compile", artifact=artifact
         )
         self.record = RunRecord(
             run_id="20260101-r-1",
             recipe="r",
             recipe_path="r.yaml",
-            recipe_text=TEXT,
+            recipe_text=text,
             recipe_config=recipe.model_dump(mode="json"),
             overrides=overrides,
             recipe_digest=recipe.digest,
-            status=Status.GATE_FAILED,
-            exit_code=ExitCode.GATE,
+            status=validate.status,
+            exit_code=ExitCode.GATE if blocked else ExitCode.PASS,
             hardware=here,
             environment={"pydantic": hardware.versions(["pydantic"])["pydantic"] or ""},
-            nodes=(NodeRecord(id="compile", step="compile", target="cpu", parents=(), key="compile", artifact=artifact), validate),
+            nodes=(compile, validate),
         )
         local.create_run(home, self.record)
 
-    def put(self, key: str, code: str, machine: str, samples: tuple[Samples, ...] = ()) -> Result:
+    @staticmethod
+    def figure(sample: Samples, name: str) -> float:
+        value = sample.centre([value for value in sample.values[name] if value is not None])
+        assert value is not None
+        return value
+
+    def put(
+        self,
+        key: str,
+        ingredients: dict[str, Any],
+        machine: str = "",
+        samples: tuple[Samples, ...] = (),
+        outcome: Outcome | None = None,
+        raw: Callable[[Path], object] = lambda folder: None,
+    ) -> Result:
         with self.store.work() as out:
-            written = None
-            if samples:
+            if outcome is not None:
                 (out / "files").mkdir()
                 write_samples(out / "files", samples, machine)
+                raw(out / "files")
             else:
                 (out / "model").mkdir()
                 (out / "model" / "m").write_text(key)
-                written = Written(format=Format.ONNX, entry="m")
-            return self.store.put(key, key, {"ioptim": code}, Outcome(written=written), out, 1.0, None)
+                outcome = Outcome(written=Written(format=Format.ONNX, entry="m"))
+            return self.store.put(key, key, ingredients, outcome, out, 1.0, None)
 
     @property
     def path(self) -> Path:
@@ -124,18 +167,19 @@ def test_a_run_that_holds(home: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert model is not None
     assert main(["verify"]) == ExitCode.PASS
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(maxsplit=1)[0] for line in lines[1:-1]] == ["ok"] * 8
+    assert [line.split(maxsplit=1)[0] for line in lines[1:-1]] == ["ok"] * 9
     assert [" ".join(line.split()) for line in lines] == [
         "20260101-r-1 (gate_failed)",
         f"ok recipe digest {run.record.recipe_digest[:12]} is that of the recorded text",
         f"ok compile, validate object {model.digest[:12]} is as it was sealed",
         f"ok files of validate object {files[:12]} is as it was sealed",
+        "ok results recorded as the steps returned them",
         "ok figures of validate follow from the recorded samples",
         "ok validate: accuracy max_drop 0.2 of compile pass follows from the recorded samples",
         "ok validate: accuracy max_drop 0.01 by genre of compile fail follows from the recorded samples",
         f"ok hardware this machine ({run.record.hardware.fingerprint})",
         "ok libraries the versions that it was measured with",
-        "holds: 8 ok, 0 wrong, 0 to note",
+        "holds: 9 ok, 0 wrong, 0 to note",
     ]
 
 
@@ -188,11 +232,81 @@ def test_a_figure_that_does_not_follow_is_found(home: Path, capsys: pytest.Captu
     assert detail.startswith("another estimate, interval is recorded than the samples give: accuracy of compile fell by 0.075")
 
 
+@pytest.mark.parametrize("changed", [{"n": 101}, {"candidate_value": 0.9}, {"interval": [0.0, 0.1]}, {"verdict": "undecided"}])
+def test_a_slice_that_does_not_follow_is_found(home: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any]) -> None:
+    run = Recorded(home)
+    run.change(lambda document: document["nodes"][1]["gates"][1]["slices"][1].update(changed))
+    [(subject, detail)] = verified(home, capsys).items()
+    assert subject == "validate: accuracy max_drop 0.01 by genre of compile"
+    assert detail.startswith("another slices is recorded than the samples give: worst of 2 slices by genre, verse")
+
+
 def test_a_figure_of_a_model_that_does_not_follow_is_found(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Recorded(home)
     run.change(lambda document: document["nodes"][1]["subjects"]["compile"].update(accuracy=0.99))
-    text = "accuracy of compile is recorded as 0.99, and the samples say 0.925"
-    assert verified(home, capsys) == {"figures of validate": text}
+    assert verified(home, capsys) == {
+        "figures of validate": "accuracy of compile is recorded as 0.99, and the samples say 0.925",
+        "results": "recorded otherwise than returned: subjects.compile.accuracy of validate",
+    }
+
+
+def test_a_figure_that_no_sample_tells_is_held_against_what_the_step_returned(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Recorded(home)
+    run.change(lambda document: document["nodes"][1]["metrics"].update(load_s=0.1))
+    assert verified(home, capsys) == {"results": "recorded otherwise than returned: metrics.load_s of validate"}
+    run.change(lambda document: document["nodes"][1].update(computed="2026-01-01T00:00:00.000+00:00"))
+    text = "computed again since, or no longer in the store, so not compared: validate"
+    assert verified(home, capsys, ExitCode.PASS) == {"results": text}
+
+
+def test_a_cost_follows_from_its_rate_and_not_from_the_costs_of_blocks(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The cost at the median rate of two blocks is not the median of their costs."""
+    rates = Samples(metric=THROUGHPUT.metric, kind=Kind.BLOCKS, values={"compile": (100.0, 200.0)})
+    costs = Samples(metric=COST, kind=Kind.BLOCKS, values={"compile": (10.0, 5.0)})
+    priced = TEXT.replace("runtime: onnxruntime", "runtime: onnxruntime, price_per_hour: 3.6")
+    run = Recorded(home, samples=(SAMPLES, rates, costs), text=priced, figures={"compile": {COST.name: 1000 / 150}})
+    assert verified(home, capsys, ExitCode.PASS) == {}
+    run.change(lambda document: document["nodes"][1]["subjects"]["compile"].update({COST.name: 7.5}))
+    text = "cost_per_million of compile is recorded as 7.5, and its rate and price say 6.66667"
+    assert verified(home, capsys)["figures of validate"] == text
+
+
+def keep(*samples: Samples) -> Callable[[Path], object]:
+    """Writes the rows of these samples as `validate` does."""
+    rows = SimpleNamespace(rows=tuple(f"rows.tsv:{i}" for i in range(400)))
+    return lambda folder: _keep_rows(folder, samples, rows)  # type: ignore[arg-type]
+
+
+def test_samples_that_follow_from_the_rows_beside_them(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    close = Samples(metric=fidelity.COSINE, kind=Kind.PAIRED_ROWS, values={"compile": (0.9,) * 399 + (None,)})
+    worst = close.model_copy(update={"metric": fidelity.COSINE_P1})
+    Recorded(home, samples=(SAMPLES, close, worst), raw=keep(SAMPLES, close, worst))
+    assert main(["verify"]) == ExitCode.PASS
+    assert "ok     samples of validate" in capsys.readouterr().out
+
+
+def test_samples_that_do_not_follow_from_the_rows_beside_them_are_found(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All the rest agrees: the verdicts and figures are those of the samples, and everything is sealed."""
+    better = SAMPLES.model_copy(update={"values": dict.fromkeys(SAMPLES.values, (1.0,) * 400)})
+    Recorded(home, samples=(better,), raw=keep(SAMPLES))
+    assert verified(home, capsys) == {"samples of validate": "rows.jsonl gives another accuracy of compile"}
+    other = home.parent / "other"
+    Recorded(other, samples=(better,), raw=keep(SAMPLES), code="0" * 64)
+    assert verified(other, capsys, ExitCode.PASS)["samples of validate"] == "rows.jsonl gives another accuracy of compile"
+
+
+def test_a_raw_file_that_cannot_be_read_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Recorded(home, raw=lambda folder: (folder / "rows.jsonl").write_text("{"))
+    assert verified(home, capsys)["samples of validate"].startswith("rows.jsonl cannot be read: ")
+
+
+def test_without_pyarrow_the_calls_are_not_looked_at(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Recorded(home, raw=lambda folder: (folder / "latency.parquet").touch())
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    text = "latency.parquet was not read: it needs pyarrow; install it with: pip install pyarrow"
+    assert verified(home, capsys, ExitCode.PASS) == {"samples of validate": text}
 
 
 def test_other_words_than_this_version_s_are_noted(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,13 +324,110 @@ def test_a_softened_bound_is_found(home: Path, capsys: pytest.CaptureFixture[str
     [result] = gates.judge(softer, [SAMPLES], ["compile"])
     run.change(lambda document: document["nodes"][1]["gates"].__setitem__(1, result.model_dump(mode="json")))
     wrong = verified(home, capsys)
-    assert wrong["validate: accuracy max_drop 0.01 by genre"] == "the recipe has this gate, and the record no verdict on it"
+    assert wrong["validate: accuracy max_drop 0.01 by genre of compile"] == "the step has this gate, and the record no verdict on it"
+    assert wrong["validate: accuracy max_drop 0.5 by genre of compile"] == "the record has this verdict, and the step no such gate"
 
 
-def test_an_exit_code_that_hides_a_failed_gate_is_found(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_candidate_has_its_verdict(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The verdicts of the one that fails are taken away, and all that follows from them is made to agree."""
+    run = Recorded(home, samples=(TWO,), candidates=("compile", "pruned"))
+    assert verified(home, capsys, ExitCode.PASS) == {}
+
+    def forget(document: dict[str, Any]) -> None:
+        node = document["nodes"][1]
+        node.update(gates=[result for result in node["gates"] if result["candidate"] != "compile"], status="passed")
+        document.update(status="passed", exit_code=0)
+
+    run.change(forget)
+    text = "the step has this gate, and the record no verdict on it"
+    assert verified(home, capsys) == {
+        "validate: accuracy max_drop 0.2 of compile": text,
+        "validate: accuracy max_drop 0.01 by genre of compile": text,
+    }
+
+
+def test_a_gate_of_one_candidate_asks_for_no_verdict_on_another(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = TEXT.replace("max_drop: 0.01", "candidate: pruned, max_drop: 0.01").replace("max_drop: 0.2", "baseline: compile, max_drop: 0.2")
+    run = Recorded(home, samples=(TWO,), candidates=("compile", "pruned"), text=named)
+    assert [result.candidate for result in run.record.gates] == ["pruned", "pruned"]
+    assert verified(home, capsys, ExitCode.PASS) == {}
+
+
+def test_a_baseline_of_another_target_than_the_candidate_s_is_found(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("runtime-fp32@cpu", "runtime-fp32@gpu", "compile")
+    samples = SAMPLES.model_copy(update={"values": dict.fromkeys(names, SAMPLES.values["compile"])})
+    run = Recorded(home, samples=(samples,), text=TEXT.replace("max_drop", "baseline: runtime-fp32, max_drop"))
+
+    def compare_with(target: str, document: dict[str, Any]) -> None:
+        asked = (Gate.model_validate(gate) for gate in document["nodes"][1]["config"]["gates"])
+        meant = [gate.model_copy(update={"baseline": f"runtime-fp32@{target}"}) for gate in asked]
+        verdicts = [result for gate in meant for result in gates.judge(gate, [samples], ["compile"])]
+        document["nodes"][1].update(gates=[result.model_dump(mode="json") for result in verdicts], status="passed")
+        document.update(status="passed", exit_code=0)
+
+    run.change(lambda document: compare_with("cpu", document))
+    assert verified(home, capsys, ExitCode.PASS) == {}
+    run.change(lambda document: compare_with("gpu", document))
+    assert "the step has this gate, and the record no verdict on it" in verified(home, capsys).values()
+
+
+def test_a_gate_with_nobody_to_judge_has_the_verdict_that_says_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Recorded(home, text=TEXT.replace("max_drop: 0.01,", "max_drop: 0.01, baseline: compile,"))
+    assert run.record.gates[1].reason.startswith("accuracy of compile cannot be judged: the only candidate is its own baseline")
+    assert verified(home, capsys, ExitCode.PASS) == {}
+
+
+def test_which_models_were_judged_cannot_be_told_without_the_result(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Recorded(home)
-    run.change(lambda document: document.update(exit_code=0))
-    assert verified(home, capsys) == {"exit code": "0 is recorded, and a gate blocks"}
+    (run.store.root / "results" / "validate.json").unlink()
+    wrong = verified(home, capsys)
+    assert wrong["gates of validate"] == "the store no longer has the step's result, which names the models that were judged"
+
+
+@pytest.mark.parametrize(
+    ("changed", "detail"),
+    [
+        ({"exit_code": 0}, "gate_failed with exit code 0 is recorded, and a gate blocks"),
+        ({"status": "passed"}, "passed with exit code 1 is recorded, and a gate blocks"),
+        ({"status": "passed", "exit_code": 0}, "passed with exit code 0 is recorded, and a gate blocks"),
+        ({"exit_code": None}, "gate_failed with no exit code is recorded, and a gate blocks"),
+    ],
+)
+def test_an_end_that_hides_a_failed_gate_is_found(
+    home: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any], detail: str
+) -> None:
+    Recorded(home).change(lambda document: document.update(changed))
+    assert verified(home, capsys) == {"exit code": detail}
+
+
+@pytest.mark.parametrize(
+    ("changed", "detail"),
+    [
+        ({"exit_code": 1}, "passed with exit code 1 is recorded, and no gate blocks"),
+        ({"status": "gate_failed"}, "gate_failed with exit code 0 is recorded, and no gate blocks"),
+        ({"status": "gate_failed", "exit_code": 1}, "gate_failed with exit code 1 is recorded, and no gate blocks"),
+    ],
+)
+def test_an_end_that_claims_a_failed_gate_is_found(
+    home: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any], detail: str
+) -> None:
+    Recorded(home, text=TEXT.replace("0.01", "0.5")).change(lambda document: document.update(changed))
+    assert verified(home, capsys) == {"exit code": detail}
+
+
+def test_a_step_that_claims_a_failed_gate_is_found_with_no_gate_at_all(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Recorded(home, text=TEXT.replace("0.01", "0.5"))
+    run.change(lambda document: document["nodes"][0].update(status="gate_failed"))
+    assert verified(home, capsys) == {"compile": "the step ended as gate_failed, which does not follow from its verdicts"}
+
+
+def test_a_run_that_was_stopped_says_itself_how_it_ended(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Recorded(home, text=TEXT.replace("0.01", "0.5"))
+    run.change(lambda document: document.update(status="interrupted", exit_code=130))
+    assert verified(home, capsys, ExitCode.PASS) == {}
+    run.change(lambda document: document["nodes"][0].update(status="interrupted"))
+    run.change(lambda document: document.update(status="passed", exit_code=0))
+    assert verified(home, capsys) == {"exit code": "passed with exit code 0 is recorded, and compile ended as interrupted"}
 
 
 def test_a_configuration_that_is_not_the_text_s_is_found(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,7 +502,8 @@ def test_times_of_another_machine_are_wrong(home: Path, capsys: pytest.CaptureFi
 
 def test_a_step_that_ended_early_was_not_judged(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Recorded(home)
-    run.change(lambda document: document["nodes"][1].update(status="error", gates=[], files=None))
+    run.change(lambda document: document["nodes"][1].update(status="error", gates=[], files=None, computed=None))
+    run.change(lambda document: document.update(status="error", exit_code=4))
     assert verified(home, capsys, ExitCode.PASS) == {"gates of validate": "not judged: the step ended as error"}
 
 
