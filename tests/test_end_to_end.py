@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600
 ROOT = Path(__file__).parents[1]
 LOCAL = ("--engine", "local", "--tracking", "none")
 QUICK = tuple(f"--set=steps.benchmark.{setting}" for setting in ("blocks=6", "duration_s=0.5", "rows=8", "batch_size=4"))
-VISION = ("recipes/vision-int8.yaml", *QUICK, "--set", "data.validation.limit=60", "--set=steps.validate.gates.top1_agreement.undecided=warn")
+FEW_ROWS = ("--set=data.validation.limit=60", "--set=steps.validate.gates.top1_agreement.undecided=warn")
+VISION = ("recipes/vision-int8.yaml", *QUICK, *FEW_ROWS)
 VISION_STEPS = ["source", "export", "quantize", "compile", "runtime-fp32", "validate", "benchmark"]
 
 

@@ -51,7 +51,7 @@ class FactoryModel(ModelSource):
         return objections + self._check_weights()
 
     def identity(self) -> Mapping[str, str]:
-        """Digests of the factory's file, of everything it imports from beside the recipe, of the weights, and of what is copied with them."""
+        """Digests of the factory's file, of everything it imports from beside the recipe, of the weights and the assets."""
         if objections := self.check():
             raise PlanError("; ".join(objections))
         found = {"factory": f"{self.module}:{self.factory}"}
