@@ -307,13 +307,11 @@ def test_bert_int8(tmp_path: Path) -> None:
 def test_bert_int8_serving(tmp_path: Path) -> None:
     """Requests per second within a bound, what a million of them cost, and which blocks int8 hurts."""
     less = ("--set=steps.benchmark.server.duration_s=3", "--set=steps.profile.sensitivity.rows=4", "--set=data.validation.limit=60")
-    gates = ("validate.gates.ndcg_at_10", "benchmark.gates.server_rate_per_s", "benchmark.gates.cost_per_million")
-    easy = [f"--set=steps.{gate}.undecided=warn" for gate in gates]
-    easy += ["--set=steps.benchmark.gates.server_rate_per_s.min_speedup=0.01", "--set=steps.benchmark.gates.cost_per_million.max_ratio=99"]
+    easy = ("--set=steps.validate.gates.ndcg_at_10.undecided=warn", "--set=steps.benchmark.gates.server_rate_per_s.min_speedup=0.01")
     document = run(tmp_path, "recipes/bert-int8-serving.yaml", *QUICK, *less, *easy, *LOCAL)
     steps = {step["id"]: step for step in document["steps"]}
     assert document["status"] == "passed"
-    assert [gate["metric"] for gate in document["gates"]] == ["ndcg_at_10", "output_cosine_mean", "server_rate_per_s", "cost_per_million"]
+    assert [gate["metric"] for gate in document["gates"]] == ["ndcg_at_10", "output_cosine_mean", "server_rate_per_s"]
     served = steps["benchmark"]["subjects"]["compile"]
     assert served["server_rate_per_s"] > 0
     assert served["cost_per_million"] == pytest.approx(0.10 / 3600 / served["server_rate_per_s"] * 1e6)
