@@ -457,7 +457,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @cache
 def _commit_without_waiting_for_the_disk() -> None:
-    """With write-ahead logging a power cut may then lose the last commits (`ioptim sync` has the run), and never damages the file.
+    """With write-ahead logging a power cut may then lose the last commits (the run's own folder has all of it), and never damages the file.
 
     A cached run of nine nodes writes some forty commits, 10 ms each on a busy disk.
     """
