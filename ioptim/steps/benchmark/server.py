@@ -73,24 +73,11 @@ class Served:
         return [*self.trials, *chain.from_iterable(self.rounds)]
 
     @property
-    def comparable(self) -> list[Trial]:
-        """Every trial with the best setting."""
-        return [trial for trial in self.every if trial.setting == self.setting]
-
-    @property
     def rate_per_s(self) -> float | None:
-        """The rate asked for; of a search the highest that met the bound, as all trials with the best setting see it. 0 where no rate
-        does, None where the search ended before it knew.
-
-        A machine has good and bad moments: the rate is where the fewest trials contradict it, the lowest of several.
+        """The rate asked for; of a search the median of the rounds, as a gate sees it. 0 where no rate meets the bound, None where the
+        search ended before it knew.
         """
-        if self.setting is None:
-            return 0.0 if self.rounds else None
-        return self.asked.rate_per_s or min((t.rate_per_s for t in self.comparable if t.met), key=lambda rate: (self.against(rate), rate))
-
-    def against(self, rate: float) -> int:
-        """Trials that missed the bound at this rate or a lower one, or met it at a higher one."""
-        return sum(trial.met if trial.rate_per_s > rate else not trial.met for trial in self.comparable)
+        return median(self.rates) if self.rates else None
 
     @property
     def interval(self) -> Interval | None:
@@ -99,9 +86,9 @@ class Served:
 
     @property
     def tail_ms(self) -> float | None:
-        """Of all requests at the rate."""
-        found = [s for trial in self.comparable if trial.rate_per_s == self.rate_per_s for s in trial.seconds]
-        return None if (tail_s := timing.percentile(found, self.asked.percentile)) is None else tail_s * 1e3
+        """Median of the rounds; of a search of those that met the bound, at the rates at which they did."""
+        tails = [trial.tail_s for trial in self.ends if trial.met or self.asked.rate_per_s is not None]
+        return median(tails) * 1e3 if tails and self.rate_per_s else None
 
     def facts(self) -> dict[str, Any]:
         if self.setting is None:
@@ -119,17 +106,17 @@ class Served:
 
     def notes(self, name: str, cost: float | None) -> list[Note]:
         rate, tail_ms, bound = self.rate_per_s, self.tail_ms, self.asked.bound
-        if rate is None or tail_ms is None:
+        if not self.ends:
             return [Note(text=f"server: {self._none(name)}", level=Level.WARNING)]
         price = "" if cost is None else f", at {cost:.3g} per million"
         if self.asked.rate_per_s is not None:
+            assert tail_ms is not None, "every round has a tail"
             met = tail_ms <= self.asked.latency_bound_ms
             text = f"{name} answers {rate:.4g} requests per second {'' if met else 'not '}within {bound} ({tail_ms:.3g} ms)"
             return [Note(text=f"server: {text} with {self.setting}{price}", level=Level.INFO if met else Level.WARNING)]
-        notes = [Note(text=f"server: {name} answers {rate:.4g} requests per second under {bound} with {self.setting}{price}")]
-        if against := self.against(rate):
-            text = f"{against} of {len(self.comparable)} trials contradict the rate of {name}"
-            notes.append(Note(text=f"server: {text}: the machine had better and worse moments"))
+        notes = []
+        if rate:
+            notes.append(Note(text=f"server: {name} answers {rate:.4g} requests per second under {bound} with {self.setting}{price}"))
         if none := self.rates.count(0.0):
             lowest = min(trial.rate_per_s for trial in self.ends if not trial.met)
             text = f"{none} of {len(self.rates)} rounds of {name} met the bound at no rate, down to {lowest:.4g} requests per second"

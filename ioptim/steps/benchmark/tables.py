@@ -55,19 +55,18 @@ def intervals(samples: Sequence[Samples]) -> TableFigure:
 
 
 def served(found: Mapping[str, Served], figures: Mapping[str, Mapping[str, float]]) -> TableFigure:
-    """What each model serves, with which batches; 0 where no rate meets the bound, a dash where the search did not find out. Median, low
-    and high are of the rounds, which gates are judged from."""
+    """What each model serves, with which batches; 0 where no rate meets the bound, a dash where the search did not find out. Rate, low and
+    high are of the rounds, which gates are judged from; the percentile is of those that met the bound."""
     asked = next(iter(found.values())).asked
     rows = []
     for model, one in found.items():
         setting, facts = one.setting, one.facts()
         batches = (setting.max_batch, setting.max_delay_ms, facts["mean_batch"], facts["padded_share"]) if setting else (None,) * 4
         low, high = one.interval or (None, None)
-        middle = median(one.rates) if one.rates else None
         cost = figures[model].get(COST.name)
-        numbers = (one.rate_per_s, middle, low, high, one.tail_ms, *batches, cost)
+        numbers = (one.rate_per_s, low, high, one.tail_ms, *batches, cost)
         rows.append((model, *(_rounded(value) for value in numbers)))
-    rates = ("requests/s", "median of rounds", "low", "high")
+    rates = ("requests/s", "low", "high")
     columns = ("model", *rates, f"{asked.p} ms", "max batch", "max delay ms", "mean batch", "padded share")
     title = f"Requests per second {'at the rate asked for' if asked.rate_per_s else f'under {asked.bound}'}"
     return TableFigure(title=title, columns=(*columns, "cost per million"), rows=tuple(rows))
