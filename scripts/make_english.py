@@ -5,9 +5,9 @@
 
 Everyday texts: each question and passage, the sentences of a passage alone, and two passages of a topic joined. WordNet: short rows are one
 entry (`beagle: a small short-legged smooth-coated breed of hound`) or one example sentence; long ones join an entry with entries below or
-beside it, so that lengths run from a search query to a paragraph. Every definition is in one of these rows at most, and as many rows are
-drawn as there are everyday ones: a student of four layers came closer to its teacher on questions and passages with half of each than with
-all of WordNet (70,618 rows).
+beside it, so that lengths run from a search query to a paragraph. Every definition is in one of these rows at most, and half as many rows
+are drawn as there are everyday ones: a student of four layers comes closer to its teacher on questions and passages with more of those than
+with all of WordNet (70,618 rows).
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ def main() -> None:
     draw = random.Random(0)
     modern = list(dict.fromkeys(everyday()))
     dictionary = list(dict.fromkeys([*passages(entries, draw), *sentences(entries)]))
-    texts = modern + draw.sample(dictionary, len(modern))
-    columns = {"text": texts, "origin": ["everyday"] * len(modern) + ["wordnet"] * len(modern), "split": ["train"] * len(texts)}
+    drawn = draw.sample(dictionary, len(modern) // 2)
+    texts = modern + drawn
+    columns = {"text": texts, "origin": ["everyday"] * len(modern) + ["wordnet"] * len(drawn), "split": ["train"] * len(texts)}
     parquet.write_table(
         pyarrow.table(columns), TARGET, compression="zstd", compression_level=22, use_dictionary=["origin", "split"], data_page_size=1 << 26
     )
