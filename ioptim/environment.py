@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 
 FORCED: Mapping[str, str] = {
     # MLflow honours the word `true` only; huggingface_hub and Prefect take it too.
@@ -45,6 +46,11 @@ PREFERRED: Mapping[str, str] = {
 _early: threading.Thread | None = None
 
 NOISY_LOGGERS = ("mlflow", "alembic")
+
+
+def home_folder(given: Path | None) -> Path:
+    """The folder of the store and the runs: the one given, else IOPTIM_HOME, else ./.ioptim."""
+    return Path(given or os.environ.get("IOPTIM_HOME") or ".ioptim").absolute()
 
 
 def quiet_environment() -> None:

@@ -69,12 +69,13 @@ def start(home: Path) -> None:
     global _server
     if _server is not None:
         return
-    named = os.environ.get("PREFECT_API_URL")
-    if named:
+    folder = home / prefect_server.FOLDER
+    _server = prefect_server.running(folder)
+    if _server is None and (named := os.environ.get("PREFECT_API_URL")):
         prefect_server.check_reachable(named)
-        os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
-    else:
-        _server = prefect_server.start(home / "prefect")
+        os.environ.setdefault("PREFECT_HOME", str(folder))
+    elif _server is None:
+        _server = prefect_server.start(folder)
     import_early("prefect.main", "prefect.artifacts", "mlflow", "mlflow.store.tracking.sqlalchemy_store")
 
 
@@ -134,6 +135,7 @@ class _Recording:
 
     def run(self) -> None:
         from prefect import flow, tags
+        from prefect.context import SyncClientContext
         from prefect.task_runners import ThreadPoolTaskRunner
 
         flow_of_nodes = flow(
@@ -143,7 +145,7 @@ class _Recording:
             persist_result=False,
             validate_parameters=False,
         )(self._nodes)
-        with tags(*self.tags):
+        with SyncClientContext.get_or_create(), tags(*self.tags):  # one client for the flow and what comes before it
             state = flow_of_nodes(return_state=True)
         if _server is not None:
             _wait_recorded(str(state.state_details.flow_run_id), len(self.records))

@@ -33,6 +33,8 @@ ANSWER_S = 5
 """How long a server that is said to be there may take to answer."""
 GONE_S = 10
 """How long the server may take to write down what it was told and end."""
+FOLDER = "prefect"
+"""Of the home folder: database and log."""
 LOG = "server.log"
 DATABASE = "prefect.db"
 CURRENT = "database-current"
@@ -104,6 +106,14 @@ class PrivateServer:
         return f"The run works without it: --engine local.{tail}"
 
 
+_running: PrivateServer | None = None
+
+
+def running(home: Path) -> PrivateServer | None:
+    """The server that this process has started for `home`, if it has."""
+    return _running if _running is not None and _running.home == home else None
+
+
 def start(home: Path) -> PrivateServer:
     """Start a server that keeps its database in `home`, and point this process and its children to it; does not wait for it.
 
@@ -131,7 +141,8 @@ def start(home: Path) -> PrivateServer:
             start_new_session=True,
             env=_server_environment(home, password),
         )
-    server = PrivateServer(home, port, process)
+    global _running
+    _running = server = PrivateServer(home, port, process)
     _point_here(server, password)
     atexit.register(server.stop)
     return server
@@ -164,8 +175,10 @@ def serve(listening: int, parent: int) -> None:
     _die_with(parent)
     import uvicorn
     from prefect.server.api.server import create_app
+    from sqlalchemy.orm import configure_mappers
 
     app = create_app()
+    configure_mappers()  # the first request would wait for it
     gc.freeze()
     gc.enable()
     config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=3)

@@ -306,7 +306,9 @@ def test_bert_int8(tmp_path: Path) -> None:
 @needs_encoder
 def test_bert_int8_serving(tmp_path: Path) -> None:
     """Requests per second within a bound, what a million of them cost, and which blocks int8 hurts."""
-    less = ("--set=steps.benchmark.server.duration_s=3", "--set=steps.profile.sensitivity.rows=4", "--set=data.validation.limit=60")
+    load = {"duration_s": "3", "percentile": "0.9", "max_batch": "[8]", "max_delay_ms": "[0]"}
+    less = ("--set=steps.profile.sensitivity.rows=4", "--set=data.validation.limit=60")
+    less += tuple(f"--set=steps.benchmark.server.{name}={value}" for name, value in load.items())
     easy = ("--set=steps.validate.gates.ndcg_at_10.undecided=warn", "--set=steps.benchmark.gates.server_rate_per_s.min_speedup=0.01")
     document = run(tmp_path, "recipes/bert-int8-serving.yaml", *QUICK, *less, *easy, *LOCAL)
     steps = {step["id"]: step for step in document["steps"]}

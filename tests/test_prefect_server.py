@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ioptim import prefect_server
+from ioptim.cli import main
 from ioptim.errors import UnavailableError
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +23,7 @@ from pathlib import Path
 from ioptim.environment import quiet_environment
 quiet_environment()
 from ioptim import prefect_server
+from ioptim.cli import main
 server = prefect_server.start(Path(sys.argv[1]))
 {then}
 """
@@ -91,6 +93,27 @@ def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
     with pytest.raises(UnavailableError, match="Make it writable, or use --engine local"):
         prefect_server.start(tmp_path / "home" / "prefect")
+
+
+@pytest.mark.parametrize("options", [[], ["--engine", "local"]])
+def test_a_run_starts_it_before_anything_else_where_one_has_been(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[Path] = []
+    monkeypatch.setattr(prefect_server, "start", started.append)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    command = ["run", str(tmp_path / "missing.yaml"), "--home", str(tmp_path / "home"), *options]
+    assert main(command) == 2
+    assert started == [] and not (tmp_path / "home").exists(), "a command that is refused makes no folder"
+    database = tmp_path / "home" / prefect_server.FOLDER / prefect_server.DATABASE
+    database.parent.mkdir(parents=True)
+    database.touch()
+    assert main(command) == 2
+    assert started == ([] if options else [database.parent])
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
+    assert main(command) == 2
+    assert len(started) == (0 if options else 1), "a server that the user names is used as it is"
+    assert "missing.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.integration

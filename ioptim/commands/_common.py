@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ioptim.core.target import Hardware
+from ioptim.environment import home_folder
 from ioptim.plan import Plan, make_plan
 from ioptim.recipe import Loaded, read_recipe
 
 
 def home_of(args: argparse.Namespace) -> Path:
     """The folder of the store and the runs: --home, else IOPTIM_HOME, else ./.ioptim."""
-    return Path(args.home or os.environ.get("IOPTIM_HOME") or ".ioptim").absolute()
+    return home_folder(args.home)
 
 
 def root_of(args: argparse.Namespace) -> Path | None:
