@@ -22,7 +22,7 @@ from ioptim.core.step import Level, MeasuringStep, Note, Outcome
 from ioptim.core.tracker import Tracker
 from ioptim.errors import ExitCode, IoptimError, UnavailableError
 from ioptim.graph import Node
-from ioptim.keys import ingredients
+from ioptim.keys import ingredients, opened_on
 from ioptim.plan import Plan
 
 GIGABYTE = 1_000_000_000
@@ -235,17 +235,8 @@ class Run:
 
     def _baseline_of(self, node: Node, name: str, candidate: str) -> str:
         """The measured subject that a gate's `baseline` means for this candidate."""
-        target = self._target_of(candidate)
-        qualified = f"{name}@{target}"
+        qualified = f"{name}@{opened_on(self.plan, node)[candidate].name}"
         return qualified if qualified in node.baselines else name
-
-    def _target_of(self, node_id: str) -> str | None:
-        node: Node | None = self.plan.node(node_id)
-        while node is not None:
-            if node.target is not None:
-                return node.target.name
-            node = self.plan.node(node.model) if node.model else None
-        return None
 
     # What a key is made of, and what a process is given
 
@@ -256,12 +247,11 @@ class Run:
     def _request(self, node: Node, out: Path, scratch: Path) -> dict[str, Any]:
         recipe = self.plan.loaded.recipe
         target = node.target or recipe.targets[0]
-        model = self._models[node.model].path if node.model else None
         return {
             "step": node.step.model_dump(mode="json"),
-            "model": str(model) if model else None,
             "candidates": {name: str(self._models[name].path) for name in node.candidates},
             "baselines": {name: str(self._models[provider].path) for name, provider in node.baselines.items()},
+            "opened_on": {name: on.name for name, on in opened_on(self.plan, node).items()},
             "task": recipe.model.task.model_dump(mode="json"),
             "model_source": (node.source or recipe.model).model_dump(mode="json", exclude={"task"}),
             "data": {role: getattr(recipe.data, role).model_dump(mode="json") for role in self.plan.data_sources},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ioptim.core.artifact import Format
@@ -52,6 +52,17 @@ class Node:
     def provides(self) -> str:
         """The node whose model leaves this one: itself, or for a measuring step the one it measured."""
         return self.id if self.step.transforms or self.model is None else self.model
+
+
+def target_of(node_id: str, node_of: Callable[[str], Node]) -> Target | None:
+    """The target that a node's model was made for; None while it is shared by all."""
+    current: str | None = node_of(node_id).provides
+    while current is not None:
+        node = node_of(current)
+        if node.target is not None:
+            return node.target
+        current = node.model
+    return None
 
 
 # The recipe's steps by id, and their order.
@@ -149,6 +160,8 @@ class Grower:
         self.nodes: list[Node] = []
         self.by_id: dict[str, Node] = {}
         self.made: dict[str, list[str]] = {}
+        self.exports: dict[tuple[str, Format], str] = {}
+        """What the plan has put in, by what it exports and to which format."""
         self.loading = loading_libraries(self.recipe.model.source)
         self.brought: dict[str, tuple[ModelSpec, Loc]] = {}
         """Every model that comes from outside: the node that brings it, and where the recipe names it."""
@@ -170,9 +183,18 @@ class Grower:
         places = [explicit] if explicit else self._places(named, parents)
         self.made[step_id] = []
         for target in places:
-            here = [p for p in parents if target is None or len(places) == 1 or self._target_of(p) in (None, target.name)]
+            here = self._arriving(named, target, explicit is not None) if explicit or len(places) > 1 else parents
             node_id = step_id if len(places) == 1 else f"{step_id}@{target.name if target else ''}"
             self.made[step_id].append(self._node(node_id, named, target, here))
+
+    def _arriving(self, named: NamedStep, target: Target | None, explicit: bool) -> list[str]:
+        """Of the nodes that the steps before became, those for this target. A step that names its target and has none for it keeps what
+        there is, for `_node` to object to."""
+        here = []
+        for name in named.after:
+            fitting = [node for node in self.made[name] if target is None or self._target_of(node) in (None, target.name)]
+            here += fitting or (self.made[name] if explicit else [])
+        return here
 
     def _places(self, named: NamedStep, parents: Sequence[str]) -> list[Target | None]:
         """The targets a step without one of its own runs for: None once where it is shared by all."""
@@ -186,7 +208,7 @@ class Grower:
         return [self.recipe.targets[0]] if named.step.measures else [None]
 
     def _node(self, node_id: str, named: NamedStep, target: Target | None, parents: Sequence[str]) -> str:
-        candidates = self._candidates(parents)
+        candidates = self._candidates(named.step, parents)
         loc = ("steps", named.index)
         if len(candidates) > 1 and not named.step.compares:
             self._object((*loc, "after"), f"{named.id} takes one model, and {len(candidates)} arrive: {', '.join(candidates)}")
@@ -201,7 +223,7 @@ class Grower:
         for role in step.data_roles():
             if getattr(self.recipe.data, role) is None:
                 self._object(("data",), f"{named.id} needs data.{role}, and the recipe has none")
-        if target and step.transforms and (made_for := self._target_of(model)) not in (None, target.name):
+        if target and not step.compares and (made_for := self._target_of(model)) not in (None, target.name):
             self._object(loc, f"{named.id} is for the target {target.name}, but {model} made its model for {made_for}")
         baselines = self._baselines(step, candidates, target, loc) if step.needs_baselines else self._others(named, step, model)
         needed = tuple(dict.fromkeys([*parents, model, *baselines.values()]))
@@ -222,11 +244,14 @@ class Grower:
         )
         return self._add(node)
 
-    def _candidates(self, parents: Sequence[str]) -> tuple[str, ...]:
-        """The models that arrive: what the parents provide, less what another of them was made from."""
+    def _candidates(self, step: Step, parents: Sequence[str]) -> tuple[str, ...]:
+        """The models that arrive: what the parents provide, less what another of them was made from.
+
+        A step that compares keeps what a step it names has made: the model before and after another step is a comparison too.
+        """
         provided = list(dict.fromkeys(self.by_id[p].provides for p in parents))
         older = {ancestor for p in provided for ancestor in self._model_ancestors(p)}
-        return tuple(p for p in provided if p not in older)
+        return tuple(p for p in provided if p not in older or (step.compares and p in parents))
 
     def _model_ancestors(self, node_id: str) -> Iterable[str]:
         current = self.by_id[node_id].model
@@ -249,12 +274,11 @@ class Grower:
         return self._insert_export(provider, to)
 
     def _insert_export(self, provider: str, to: Format) -> str:
-        node_id = "export" if provider == SOURCE and to is Format.ONNX else f"export-{provider}-{to}"
-        taken = self.by_id.get(node_id)
-        if taken is not None and not taken.inserted:
-            node_id = f"export-{provider}-{to}"
-        if node_id in self.by_id:
-            return node_id
+        if (provider, to) in self.exports:
+            return self.exports[provider, to]
+        plain = "export" if provider == SOURCE and to is Format.ONNX else f"export-{provider}-{to}"
+        node_id = plain if plain not in {*self.steps, *self.by_id} else _free_name(f"export-{provider}-{to}", {*self.steps, *self.by_id})
+        self.exports[provider, to] = node_id
         origin = self.by_id[provider]
         where = self._where(origin.format, origin.where.targets)
         step = STEPS["export"].model_validate({"to": to}).resolve(where)
@@ -301,40 +325,54 @@ class Grower:
 
     def _baselines(self, step: Step, candidates: Sequence[str], target: Target | None, loc: Loc) -> dict[str, str]:
         found = {SOURCE: SOURCE}
-        names = list(dict.fromkeys(self._target_of(c) for c in candidates))
+        own = target or self.recipe.targets[0]
+        places = {c: self._target_of(c) or own.name for c in candidates}
+        names = list(dict.fromkeys(places.values()))
         for name in names:
-            on = self.targets[name] if name else target
-            if on is not None:
-                label = RUNTIME_FP32 if len(names) == 1 else f"{RUNTIME_FP32}@{on.name}"
-                baseline = self._insert_fp32(on, loc)
-                if baseline is not None:
-                    found[label] = baseline
+            baseline = self._insert_fp32(self.targets[name], loc)
+            if baseline is not None:
+                found[RUNTIME_FP32 if len(names) == 1 else f"{RUNTIME_FP32}@{name}"] = baseline
         if not isinstance(step, MeasuringStep):
             return found
         for index, gate in enumerate(step.gates):
-            self._check_gate(step, gate, (*loc, "gates", index), found, candidates)
+            self._check_gate(step, gate, (*loc, "gates", index), found, places)
         return found
 
-    def _check_gate(self, step: MeasuringStep, gate: Gate, loc: Loc, found: dict[str, str], candidates: Sequence[str]) -> None:
+    def _check_gate(self, step: MeasuringStep, gate: Gate, loc: Loc, found: dict[str, str], candidates: Mapping[str, str]) -> None:
+        """`candidates` are the targets of the models that are judged, by node. Adds to `found` what the gate compares them with."""
         metrics = step.metric_names(self.recipe.model.task)
         if gate.metric not in metrics:
             hint = did_you_mean(gate.metric, metrics)
             self._object((*loc, "metric"), f"{step.step} has no metric {gate.metric!r}{hint or '.'} It has: {', '.join(metrics)}")
         known = {name.partition("@")[0] for name in found} | set(found) | set(candidates)
         if gate.needs_baseline and gate.baseline not in known:
-            if self.made.get(gate.baseline):
-                provider = self.by_id[self.made[gate.baseline][0]].provides
-                if provider not in candidates:
-                    found[gate.baseline] = provider
+            models = [name for name, nodes in self.made.items() if any(self.by_id[node].step.transforms for node in nodes)]
+            if gate.baseline in models:
+                self._add_made(gate.baseline, (*loc, "baseline"), found, candidates)
             else:
-                models = [name for name, nodes in self.made.items() if any(self.by_id[node].step.transforms for node in nodes)]
                 every = [*models, RUNTIME_FP32]
-                what = f"nothing is called {gate.baseline!r}{did_you_mean(gate.baseline, every) or '.'}"
+                what = f"no model is called {gate.baseline!r}{did_you_mean(gate.baseline, every) or '.'}"
                 if gate.baseline == CHAMPION:
                     what = "champion, the model that a registry serves now, cannot be compared with yet: no registry is read."
                 self._object((*loc, "baseline"), f"{what} There are: {', '.join(every)}")
         if gate.candidate is not None and gate.candidate not in candidates:
             self._object((*loc, "candidate"), f"{gate.candidate!r} is not measured here; candidates are {', '.join(candidates)}")
+        judged = [name for name in candidates if gate.candidate in (None, name)]
+        themselves = {gate.baseline, *(node for name, node in found.items() if name.partition("@")[0] == gate.baseline)}
+        if gate.needs_baseline and judged and themselves.issuperset(judged):
+            self._object((*loc, "baseline"), f"{', '.join(judged)} would be compared with itself; name another baseline")
+
+    def _add_made(self, step_id: str, loc: Loc, found: dict[str, str], candidates: Mapping[str, str]) -> None:
+        """A step as a baseline: for each candidate what it made for that one's target; the same for all where it made only one model."""
+        made, names = self.made[step_id], list(dict.fromkeys(candidates.values()))
+        for name in names:
+            provider = made[0] if len(made) == 1 else next((node for node in made if self._target_of(node) == name), None)
+            if provider is None:
+                self._object(loc, f"{step_id} makes {len(made)} models, one for each target, and none for {name}; name another baseline")
+                continue
+            # A model that is also a candidate keeps its name, and is not measured twice. A node of several is called step@target.
+            shared = (len(made) == 1 or len(names) == 1) and provider not in candidates
+            found[step_id if shared else provider] = provider
 
     def _insert_fp32(self, target: Target, loc: Loc) -> str | None:
         node_id = RUNTIME_FP32 if len(self.targets) == 1 else f"{RUNTIME_FP32}@{target.name}"
@@ -365,14 +403,8 @@ class Grower:
         return self.targets[name]
 
     def _target_of(self, node_id: str) -> str | None:
-        """The target a node's model was made for; None while it is shared by all."""
-        current: str | None = self.by_id[node_id].provides
-        while current is not None:
-            node = self.by_id[current]
-            if node.target is not None:
-                return node.target.name
-            current = node.model
-        return None
+        found = target_of(node_id, self.by_id.__getitem__)
+        return found.name if found else None
 
     def _serves(self, step_id: str) -> tuple[Target, ...]:
         """Targets that the models made by this step will run on, as far as the recipe says."""

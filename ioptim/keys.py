@@ -14,7 +14,9 @@ import ioptim
 from ioptim import hardware
 from ioptim.cache import Store
 from ioptim.core.base import digest_of
-from ioptim.graph import Node
+from ioptim.core.runtime import Target
+from ioptim.core.step import Step
+from ioptim.graph import Node, target_of
 from ioptim.plan import Plan
 
 
@@ -39,15 +41,25 @@ def ingredients(plan: Plan, node: Node, digests: Mapping[str, str]) -> dict[str,
         found["source"] = {**plan.model_sources[node.id].identity(), **spec}
     if step.compares:
         found["candidates"] = {name: digests[name] for name in node.candidates}
+        found["opened_on"] = {name: _settings(on, step) for name, on in opened_on(plan, node).items()}
     if step.compares or node.baselines:
         found["baselines"] = {name: digests[provider] for name, provider in node.baselines.items()}
     if on_hardware:
-        target = node.target or recipe.targets[0]
-        found["target"] = target.model_dump(mode="json", exclude={"name", "pool", "memory_gb", "price_per_hour"})
+        found["target"] = _settings(node.target or recipe.targets[0], step)
         found["hardware"] = plan.hardware.fingerprint
-    if step.uses_price:
-        found["prices"] = [target.price_per_hour for target in recipe.targets]
     return found
+
+
+def opened_on(plan: Plan, node: Node) -> dict[str, Target]:
+    """The target of each of a node's models, by the name that it has there: the one it was made for, else the node's own."""
+    own = node.target or plan.loaded.recipe.targets[0]
+    models = {**node.baselines, **{name: name for name in node.candidates}}
+    return {name: target_of(provider, plan.node) or own for name, provider in models.items()}
+
+
+def _settings(target: Target, step: Step) -> dict[str, Any]:
+    """What of a target can change a result."""
+    return target.model_dump(mode="json", exclude={"name", "pool", "memory_gb", *(() if step.uses_price else ("price_per_hour",))})
 
 
 @cache

@@ -43,7 +43,7 @@ def run_step(request: dict[str, Any]) -> dict[str, Any]:
     """
     ctx = WorkerContext(request)
     step: Step = STEPS[request["step"]["step"]].model_validate(request["step"], strict=False)
-    model = open_artifact(Path(request["model"])) if request["model"] else None
+    model = next(iter(ctx.candidates.values()), None)
     try:
         outcome = step.run(model, ctx)  # type: ignore[arg-type]  # only Source gets None
         _check_numbers(outcome)
@@ -88,14 +88,18 @@ class WorkerContext:
         self.targets: dict[str, Target] = {t["name"]: self._target(t) for t in request["targets"]}
         self.target: Target = self.targets[request["target"]]
         self.seed: int = request["seed"]
-        self.candidates = {name: open_artifact(Path(path)) for name, path in request["candidates"].items()}
-        self.baselines = {name: open_artifact(Path(path)) for name, path in request["baselines"].items()}
+        self.candidates = self._models(request["candidates"])
+        self.baselines = self._models(request["baselines"])
         self._base = Path(request["base"])
         self._root = Path(request["root"]) if request["root"] else None
 
     def _target(self, given: Mapping[str, Any]) -> Target:
         """A target whose threads are left out gets one for each core that this process may use, the cgroup's quota counted."""
         return RecipeTarget.model_validate({**given, "threads": given["threads"] or self.hardware.cores})
+
+    def _models(self, paths: Mapping[str, str]) -> dict[str, ModelArtifact]:
+        """Their targets go by the name that a model has here, not by its content, which targets of the same settings share."""
+        return {name: open_artifact(Path(path), self.request["opened_on"][name]) for name, path in paths.items()}
 
     @cached_property
     def source(self) -> ModelSource:
@@ -105,13 +109,12 @@ class WorkerContext:
         return data_source(DataSpec.model_validate(self.request["data"][role]), self._base, self._root).read()
 
     def target_of(self, model: ModelArtifact) -> Target:
-        return self.targets[model.facts["target"]] if "target" in model.facts else self.target
+        return self.targets[model.target] if model.target else self.target
 
     def runtime_for(self, model: ModelArtifact) -> Runtime:
-        if "runtime" in model.facts:
-            return self.target_of(model).runtime
-        if model.format is not Format.TORCH and model.format in self.target.runtime.accepts:
-            return self.target.runtime
+        runtime = self.target_of(model).runtime
+        if "runtime" in model.facts or (model.format is not Format.TORCH and model.format in runtime.accepts):
+            return runtime
         # Nothing has compiled it: the plainest runtime of its format, which for a torch model is eager fp32.
         return RUNTIMES[(tag := _PLAIN[model.format])](runtime=tag)
 

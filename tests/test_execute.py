@@ -22,7 +22,8 @@ from ioptim.errors import ExitCode, StepError, UnavailableError
 from ioptim.execute import Run, run_plan
 from ioptim.keys import forecast
 from ioptim.plan import Plan, make_plan
-from ioptim.recipe import read_recipe
+from ioptim.recipe import RecipeTarget, read_recipe
+from ioptim.worker import WorkerContext, run_step
 
 HARDWARE = Hardware(cpu_model="test", cpu_flags=(), cores=2, threads=2, memory_bytes=8 << 30)
 RECIPE = """\
@@ -86,7 +87,7 @@ class World:
         if step == "benchmark" and not self.keeps_samples:
             return Outcome(metrics={"size_bytes": 30.0}).model_dump(mode="json")
         if step == "benchmark":
-            values = {"compile": 30.0, "source": 100.0, "runtime-fp32": 100.0}
+            values = {**dict.fromkeys(request["baselines"], 100.0), **dict.fromkeys(request["candidates"], 30.0)}
             metric = Metric(name="size_bytes", higher_is_better=False, description="", unit="bytes")
             (out / "files").mkdir()
             write_samples(out / "files", (Samples(metric=metric, kind=Kind.EXACT, values={k: (v,) for k, v in values.items()}),))
@@ -199,6 +200,91 @@ def test_only_what_changed_runs_again(world: World, change: tuple[str, ...], com
     assert [step for step in ALL if step in world.ran] == [step for step in ALL if step in world.ran and step in computed]
     assert bool(world.ran) == bool(computed)
     assert set(world.ran) <= set(computed)
+
+
+# The target that a model is opened on
+
+NULL_RECIPE = """\
+name: r
+model: {{source: folder, task: feature-extraction}}
+data: {{validation: {{source: "builtin:retrieval"}}}}
+targets: [{targets}]
+steps: [{steps}]
+"""
+CPU = "{name: cpu, threads: 1, runtime: 'null'}"
+Opened = list[dict[str, RecipeTarget]]
+
+
+@pytest.fixture
+def opened(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Opened]:
+    """Runs a recipe with the real `compile`: the targets on which each benchmark that was computed opened its models."""
+    found: Opened = []
+
+    def call(function: str, request: dict[str, Any], **options: Any) -> Any:
+        ctx = WorkerContext(request)
+        if request["step"]["step"] == "compile":
+            world.ran.append("compile")
+            return run_step(request)
+        if request["step"]["step"] == "benchmark":
+            found.append({name: ctx.target_of(model) for name, model in {**ctx.baselines, **ctx.candidates}.items()})  # type: ignore[misc]
+        return world.call(function, request, **options)
+
+    def run(targets: str, steps: str = "compile, benchmark") -> Opened:
+        found.clear()
+        world.recipe = NULL_RECIPE.format(targets=targets, steps=steps)
+        assert world.run().record.status is Status.PASSED
+        return found
+
+    monkeypatch.setattr(isolate, "call", call)
+    return run
+
+
+def test_a_cached_model_is_opened_on_the_target_that_asks_for_it(world: World, opened: Callable[..., Opened]) -> None:
+    opened(CPU)
+    both = opened(f"{CPU.replace('threads: 1', 'threads: 2')}, {CPU.replace('cpu', 'one')}")
+    assert world.ran == ["compile", "benchmark", "benchmark"], "the model of one is the first run's"
+    threads = [{name: target.threads for name, target in models.items()} for models in both]
+    assert threads == [{"source": 2, "runtime-fp32": 2, "compile@cpu": 2}, {"source": 1, "runtime-fp32": 1, "compile@one": 1}]
+
+
+def test_a_cached_model_of_a_target_that_was_renamed_is_opened_on_it(world: World, opened: Callable[..., Opened]) -> None:
+    opened(CPU)
+    [models] = opened(CPU.replace("cpu", "box"), "compile, {step: benchmark, blocks: 7}")
+    assert world.ran == ["benchmark"]
+    assert {name: target.name for name, target in models.items()} == {"source": "box", "runtime-fp32": "box", "compile": "box"}
+
+
+def test_a_model_that_two_targets_share_has_the_price_of_each(world: World, opened: Callable[..., Opened]) -> None:
+    targets = ", ".join(f"{{name: {name}, price_per_hour: {price}, runtime: 'null'}}" for name, price in (("cheap", 1), ("dear", 2)))
+    steps = "{step: compile, id: a, target: cheap}, {step: compile, id: b, target: dear, after: [source]}, "
+    [models] = opened(targets, steps + "{step: benchmark, after: [a, b]}")
+    assert world.ran == ["source", "compile", "benchmark"]
+    prices = {name: target.price_per_hour for name, target in models.items()}
+    assert prices == {"source": 1, "a": 1, "b": 2, "runtime-fp32@cheap": 1, "runtime-fp32@dear": 2}
+
+
+TWO_TARGETS = RECIPE.replace("targets: [", "targets: [{name: ov, runtime: openvino}, ")
+
+
+@pytest.mark.parametrize(("after", "judged"), [("plain, small", ["small"]), ("small, smaller", ["small", "smaller"])])
+def test_where_targets_meet_every_candidate_is_judged_against_its_own_target_s(world: World, after: str, judged: list[str]) -> None:
+    gates = "gates: [{metric: size_bytes, max_ratio: 1.0, baseline: plain}]"
+    steps = "[{step: compile, id: plain}, {step: quantize, scheme: int8-dynamic, after: [source]}, {step: compile, id: small}, "
+    steps += "{step: compile, id: smaller, after: [quantize]}, "
+    world.recipe = TWO_TARGETS.partition("steps:")[0] + f"steps: {steps}{{step: benchmark, after: [{after}], {gates}}}]\n"
+    run = world.run()
+    pairs = [(f"{name}@{target}", f"plain@{target}") for name in judged for target in ("ov", "cpu")]
+    assert [(gate.candidate, gate.baseline) for gate in run.record.gates] == pairs
+    assert run.record.status is Status.PASSED
+
+
+def test_a_candidate_made_for_no_target_meets_the_baseline_of_the_step_s(world: World) -> None:
+    gates = "gates: [{metric: size_bytes, max_ratio: 1.0, baseline: runtime-fp32}]"
+    steps = "[{step: quantize, scheme: int8-dynamic}, {step: compile, id: a, target: cpu, after: [source]}, "
+    steps += "{step: compile, id: b, target: ov, after: [source]}, "
+    world.recipe = TWO_TARGETS.partition("steps:")[0] + f"steps: {steps}{{step: benchmark, after: [quantize, a, b], {gates}}}]\n"
+    found = {gate.candidate: gate.baseline for gate in world.run().record.gates}
+    assert found == {"quantize": "runtime-fp32@cpu", "a": "runtime-fp32@cpu", "b": "runtime-fp32@ov"}
 
 
 def test_new_weights_are_a_new_key(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

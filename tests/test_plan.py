@@ -138,6 +138,119 @@ def test_a_step_id_can_be_a_baseline(tmp_path: Path) -> None:
     assert objections(made) == []
 
 
+OV = "  - {name: ov, runtime: openvino}\n"
+PLAIN_AND_SMALL = "{step: compile, id: plain}\n{step: quantize, scheme: int8-static, after: [source]}\n{step: compile, id: small}\n"
+FASTER_THAN_PLAIN = "gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: plain}]"
+
+
+def step_baselines(made: Plan, node_id: str) -> dict[str, str]:
+    """The baselines that gates ask for, beside those that are always there."""
+    return {name: node for name, node in made.node(node_id).baselines.items() if name.partition("@")[0] not in ("source", "runtime-fp32")}
+
+
+def test_a_step_as_a_baseline_is_that_of_the_candidate_s_target(tmp_path: Path) -> None:
+    made = plan(tmp_path, f"{PLAIN_AND_SMALL}{{step: benchmark, {FASTER_THAN_PLAIN}}}", targets=OV)
+    assert step_baselines(made, "benchmark@ort") == {"plain": "plain@ort"}
+    assert step_baselines(made, "benchmark@ov") == {"plain": "plain@ov"}
+    assert objections(made) == []
+
+
+@pytest.mark.parametrize("after", ["other, small", "plain, small"])
+def test_where_targets_meet_a_step_is_a_baseline_on_each(tmp_path: Path, after: str) -> None:
+    other = "{step: compile, id: other, after: [source]}\n"
+    steps = f"{PLAIN_AND_SMALL}{other}{{step: benchmark, after: [{after}], {FASTER_THAN_PLAIN}}}"
+    made = plan(tmp_path, steps, targets=OV)
+    assert step_baselines(made, "benchmark") == {"plain@ort": "plain@ort", "plain@ov": "plain@ov"}
+    assert objections(made) == []
+
+
+def test_a_baseline_of_one_target_is_everyone_s(tmp_path: Path) -> None:
+    only = PLAIN_AND_SMALL.replace("id: plain", "id: plain, target: ort")
+    made = plan(tmp_path, f"{only}{{step: benchmark, {FASTER_THAN_PLAIN}}}", targets=OV)
+    assert step_baselines(made, "benchmark@ort") == step_baselines(made, "benchmark@ov") == {"plain": "plain"}
+    assert objections(made) == []
+
+
+def test_a_baseline_that_is_not_made_for_a_candidate_s_target(tmp_path: Path) -> None:
+    steps = """
+        {step: compile, id: a, target: ort, after: [source]}
+        {step: compile, id: b, target: ov, after: [source]}
+        {step: compile, id: plain, after: [a, b]}
+        {step: compile, id: c, target: pt, after: [source]}
+        """
+    made = plan(tmp_path, f"{steps.strip()}\n{{step: benchmark, {FASTER_THAN_PLAIN}}}", targets=f"{OV}  - {{name: pt, runtime: torch}}\n")
+    assert objections(made) == ["plain makes 2 models, one for each target, and none for pt; name another baseline"]
+
+
+def test_candidates_that_would_be_their_own_baselines(tmp_path: Path) -> None:
+    gates = "gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: compile}]"
+    made = plan(tmp_path, f"compile\n{{step: benchmark, {gates}}}", targets=OV)
+    assert objections(made) == [f"compile@{name} would be compared with itself; name another baseline" for name in ("ort", "ov")]
+
+
+def test_a_step_that_measures_another_target_s_model(tmp_path: Path) -> None:
+    made = plan(tmp_path, "{step: compile, target: ov}\n{step: profile, target: ort}", targets=OV)
+    assert objections(made) == ["profile is for the target ort, but compile made its model for ov"]
+
+
+def test_the_key_of_a_comparison_holds_the_settings_of_every_model_s_target(tmp_path: Path) -> None:
+    steps = "{step: compile, id: a, target: ort}\n{step: compile, id: b, target: ov, after: [source]}\n"
+    steps += "{step: validate, after: [a, b]}\n{step: benchmark, after: [a, b]}"
+
+    def key(node: str, ov: str, pt: str = "") -> dict[str, Any]:
+        targets = f"  - {{name: ov, runtime: openvino{ov}}}\n  - {{name: pt, runtime: torch{pt}}}\n"
+        made = plan(tmp_path, steps, targets=targets)
+        return ingredients(made, made.node(node), {each.id: "the same" for each in made.nodes})
+
+    for node in ("validate", "benchmark"):
+        assert key(node, "") != key(node, ", threads: 1")
+        assert key(node, "") == key(node, "", ", threads: 1"), "nothing runs there"
+    price = ", price_per_hour: 2"
+    assert key("benchmark", price) != key("benchmark", "") == key("benchmark", "", price)
+    assert key("validate", price) == key("validate", "")
+
+
+def test_an_export_that_is_put_in_is_not_mistaken_for_the_recipe_s_own(tmp_path: Path) -> None:
+    """The first validate needs the source in ONNX before the recipe's export has been reached, which is of the student."""
+    steps = """
+{step: validate, id: before}
+{step: distill, student: {layers: 3}, held_out: 5, after: [source]}
+{step: export}
+{step: quantize, scheme: int8-dynamic}
+{step: compile}
+"""
+    made = trained(tmp_path, steps)
+    assert len({node.id for node in made.nodes}) == len(made.nodes)
+    assert made.node("export").model == "distill" and made.node("quantize").model == "export"
+    assert made.node("runtime-fp32").model == "export-source-onnx"
+    assert made.node("export-source-onnx").inserted
+
+
+def test_a_step_for_one_target_takes_what_was_made_for_it(tmp_path: Path) -> None:
+    steps = """
+{step: compile}
+{step: profile, target: ov}
+{step: benchmark, target: ort, after: [compile]}
+"""
+    made = plan(tmp_path, steps.strip(), targets=OV)
+    assert objections(made) == []
+    assert made.node("profile").model == "compile@ov"
+    assert made.node("benchmark").candidates == ("compile@ort",)
+
+
+def test_a_comparison_keeps_every_model_that_the_recipe_names(tmp_path: Path) -> None:
+    """The compiled model was made from the quantized one: before and after are compared, not the last alone."""
+    steps = """
+{step: quantize, scheme: int8-dynamic}
+{step: compile}
+{step: validate, after: [quantize, compile]}
+{step: benchmark, after: [validate, compile]}
+"""
+    made = plan(tmp_path, steps)
+    assert made.node("validate").candidates == ("quantize", "compile")
+    assert made.node("benchmark").candidates == ("compile",), "validate names no model: it hands one on"
+
+
 def test_a_circle_is_drawn(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         plan(tmp_path, "{step: compile, id: a, after: [b]}\n{step: compile, id: b, after: [a]}")
@@ -167,11 +280,19 @@ def test_an_after_that_names_nothing(tmp_path: Path) -> None:
         ),
         (
             "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: sorce}]}",
-            "nothing is called 'sorce'; did you mean 'source'? There are: source, compile, runtime-fp32",
+            "no model is called 'sorce'; did you mean 'source'? There are: source, compile, runtime-fp32",
         ),
         (
             "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: benchmark}]}",
-            "nothing is called 'benchmark'. There are: source, compile, runtime-fp32",
+            "no model is called 'benchmark'. There are: source, compile, runtime-fp32",
+        ),
+        (
+            "compile\nvalidate\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: validate}]}",
+            "no model is called 'validate'. There are: source, compile, runtime-fp32",
+        ),
+        (
+            "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: compile}]}",
+            "compile would be compared with itself; name another baseline",
         ),
         (
             "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: champion}]}",

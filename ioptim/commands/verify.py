@@ -50,11 +50,12 @@ class Check:
 
 
 def main(args: argparse.Namespace) -> ExitCode:
-    home = home_of(args)
-    record = local.read_run(home, args.run)
+    folder = local.find_run(home_of(args), args.run)
+    home = folder.parent.parent  # a run named by its path may lie in another
+    record = local.read_run(home, folder)
     store = Store(home / "store")
     code = _code_changed(record, store)
-    checks = [*_recipe(record, local.run_folder(home, record.run_id), bool(code)), *_objects(record, store)]
+    checks = [*_recipe(record, folder, bool(code)), *_objects(record, store)]
     checks += [*_returned(record, store), *_samples(record, store, bool(code)), *_figures(record, store, bool(code))]
     checks += [*_verdicts(record, store), *_ending(record), *_surroundings(record), *code]
     wrong = [check for check in checks if check.state is State.WRONG]
@@ -269,7 +270,7 @@ def _asked(node: NodeRecord, result: Result, samples: tuple[Samples, ...], recor
     for gate in map(Gate.model_validate, node.config.get("gates") or ()):
         pairs = []
         for candidate in candidates:
-            qualified = f"{gate.baseline}@{targets.get(candidate)}"
+            qualified = f"{gate.baseline}@{targets.get(candidate) or node.target}"
             baseline = qualified if qualified in baselines else gate.baseline
             if gate.candidate in (None, candidate) and baseline != candidate:
                 pairs.append((gate.model_copy(update={"baseline": baseline}), candidate))

@@ -54,10 +54,11 @@ class ModelArtifact(Frozen):
     """The manifest of a sealed model directory, and where it is.
 
     `facts` say what a later reader must know to open it (JSON values only): for a torch model how to rebuild the module
-    (`loader`), for a compiled one the `runtime` and the `target` it was compiled for.
+    (`loader`), for a compiled one the `runtime` it was compiled for.
     """
 
     path: Path = Field(exclude=True)
+    target: str | None = Field(None, exclude=True, description="the target to open it on, as this run calls it; whoever opens it says so")
     format: Format
     entry: str
     inputs: tuple[TensorSpec, ...] = ()
@@ -94,12 +95,12 @@ def seal(model: ModelArtifact) -> ModelArtifact:
     return sealed
 
 
-def open_artifact(path: Path) -> ModelArtifact:
+def open_artifact(path: Path, target: str | None = None) -> ModelArtifact:
     """Read the manifest of a sealed directory. Does not read the files: `verify` does."""
     manifest = path / MANIFEST
     if not manifest.is_file():
         raise StepError(f"{path} is not a sealed artifact: it has no {MANIFEST}")
-    return ModelArtifact(path=path, **json.loads(manifest.read_text()))
+    return ModelArtifact(path=path, target=target, **json.loads(manifest.read_text()))
 
 
 def verify(model: ModelArtifact) -> list[str]:

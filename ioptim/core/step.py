@@ -151,7 +151,8 @@ class Context(Protocol):
     subject_worker: str
     """`module:Class` of a worker that opens one model of `request` and runs timed blocks on it."""
     baselines: Mapping[str, ModelArtifact]
-    """`source` and `runtime-fp32` (with `@target` where several targets meet); what the step `reads` and `brings`, by field."""
+    """`source`, `runtime-fp32` and the steps that gates name (with `@target` where several targets meet); what the step `reads` and
+    `brings`, by field."""
     step_worker: str
     """`module:function` that runs a `request` in a process of its own, for a step that wants several."""
 
@@ -159,10 +160,10 @@ class Context(Protocol):
         """Rows of one role of the recipe's data (`calibration`, `validation`, `training`, `dev`), columns renamed to the task's."""
 
     def target_of(self, model: ModelArtifact) -> Target:
-        """The target a model was compiled for, else this node's."""
+        """The target that a model which arrived was made for, by this run's graph; this node's where there is none."""
 
     def open(self, model: ModelArtifact) -> Session:
-        """Open a model on the runtime and target it was compiled for; a source model on the runtime of its format."""
+        """Open a model on the runtime and target it was made for; a source model on the runtime of its format."""
 
     def runtime_for(self, model: ModelArtifact) -> Runtime:
         """The runtime that `open` would use."""
@@ -198,7 +199,7 @@ class Step(Frozen, ABC):
     compares: ClassVar[bool] = False
     """Whether it takes several models at once."""
     uses_price: ClassVar[bool] = False
-    """Whether its figures depend on the targets' prices, which are then part of its key."""
+    """Whether its figures depend on the prices of its models' targets, which are then part of its key."""
     opens_elsewhere: ClassVar[bool] = False
     """Whether it opens every model in a process of the model's own, and so needs none of their libraries in its own."""
     inserted_only: ClassVar[bool] = False

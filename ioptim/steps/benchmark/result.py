@@ -79,8 +79,8 @@ class Result:
         return {name: value for name, value in found.items() if value is not None}
 
     def _cost(self, subject: Subject, figures: Mapping[str, float | None]) -> float | None:
-        """Of the target's price, at the server's rate where there is one, else at the offline throughput."""
-        rate = figures.get(RATE if self.served else THROUGHPUT.metric.name)
+        """Of the target's price, at the server's rate where there is one that meets the bound, else at the offline throughput."""
+        rate = self.served[subject.name].met_rate_per_s if self.served else figures.get(THROUGHPUT.metric.name)
         return _cost(subject.target.price_per_hour, rate)
 
     def _energy(self, name: str) -> float | None:
@@ -108,7 +108,7 @@ class Result:
                 if figure.metric == metric:
                     return figure.of_blocks(taken.seconds(subject.name), taken.asked.rows)
         if metric is COST:
-            rates = self.served[subject.name].rates if self.served else self._blocks(THROUGHPUT.metric, subject)
+            rates = self.served[subject.name].met_rates if self.served else self._blocks(THROUGHPUT.metric, subject)
             return [_cost(subject.target.price_per_hour, rate) for rate in rates]
         if metric.name == RATE:
             return self.served[subject.name].rates

@@ -62,10 +62,12 @@ class Subject:
         self.facts: dict[str, Any] = {}
         self.startup: dict[str, float] = {}
         self.peak_memory_bytes: int | None = None
+        # There is one model in that process, so that its target is the only one.
+        request = {**ctx.request, "target": self.target.name}
         with self._named():
             self._worker = Worker(
                 ctx.subject_worker,
-                {"request": dict(ctx.request), "model": str(model.path), "logs": str(ctx.out / "files" / "loadgen" / name)},
+                {"request": request, "model": str(model.path), "logs": str(ctx.out / "files" / "loadgen" / name)},
                 log=ctx.out / "logs" / f"{name}.log",
                 env={**dict.fromkeys(_THREADS_OF_POOLS, str(self.threads)), **_AS_BY_DEFAULT, "TOKENIZERS_PARALLELISM": "false"},
                 cpus=timing.cpus_for(self.threads),
