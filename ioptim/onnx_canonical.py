@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ MASKED_BELOW = -1e4
 LARGE_BYTES = 1 << 20
 """Neither a mask nor an index reads weights of this size."""
 
+SHAPE_BYTES = 1 << 10
+"""Nor is a shape written in a constant of this size."""
+
+OPSET = 13
+"""The oldest that graphs are rewritten in: Unsqueeze takes its axes as an input, DequantizeLinear a scale for each channel."""
+
 
 def canonicalize(model: onnx.ModelProto) -> tuple[int, int]:
     """Rewrite mask, scale, positions and head splits in place, where they provably are what the fusions look for.
@@ -42,9 +49,12 @@ def canonicalize(model: onnx.ModelProto) -> tuple[int, int]:
     Returns the number of heads and the width they split, (0, 0) where the graph does not tell or tells several.
     """
     graph = _Editable(model)
-    _rewrite_masks(graph)
+    recent = any(opset.domain in ("", "ai.onnx") and opset.version >= OPSET for opset in model.opset_import)
+    if recent:
+        _rewrite_masks(graph)
     _rewrite_scales(graph)
-    _rewrite_positions(graph)
+    if recent:
+        _rewrite_positions(graph)
     _rewrite_norms(graph)
     splits = _rewrite_head_splits(graph)
     graph.finish()
@@ -62,6 +72,22 @@ class _Editable:
         self.inputs = {value.name: value for value in self.graph.input if value.name not in self.initializers}
         self.added: list[onnx.NodeProto] = []
         self.taken = {*self.producer, *self.initializers, *self.inputs, *(node.name for node in self.graph.node)}
+
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        """How many axes a value has, where shape inference tells. It reads no large weights, only their shapes."""
+        from onnx import helper, shape_inference
+
+        tensors = {name: tensor for name, tensor in self.initializers.items() if tensor.ByteSize() <= SHAPE_BYTES}
+        large = [tensor for name, tensor in self.initializers.items() if name not in tensors]
+        inputs = [*self.inputs.values(), *(helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in large)]
+        graph = helper.make_graph([*self.added, *self.graph.node], "shapes", inputs, [], list(tensors.values()))
+        model = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=max(self.model.ir_version, 4))
+        try:
+            found = shape_inference.infer_shapes(model, data_prop=True).graph.value_info
+        except shape_inference.InferenceError:
+            return {}
+        return {value.name: len(value.type.tensor_type.shape.dim) for value in found if value.type.tensor_type.HasField("shape")}
 
     def parent(self, name: str, *op_types: str) -> onnx.NodeProto | None:
         """The node that computes `name`, if it is one of these operators."""
@@ -280,6 +306,10 @@ def _rewrite_norms(graph: _Editable) -> None:
             norm.input.append(graph.add_constant(np.zeros_like(scale)))
 
 
+RANK = 3
+"""Axes of (batch, sequence, width)."""
+
+
 def _rewrite_head_splits(graph: _Editable) -> set[tuple[int, int]]:
     """Reshape of (batch, sequence, width) to (batch, sequence, heads, head size): a constant that names the heads."""
     import numpy as np
@@ -291,6 +321,8 @@ def _rewrite_head_splits(graph: _Editable) -> set[tuple[int, int]]:
         concat = graph.parent(reshape.input[1], "Concat")
         if width is None or concat is None or len(concat.input) != 4:
             continue
+        if graph.ranks.get(reshape.input[0], RANK) != RANK:
+            continue  # (batch · sequence, width): its first two axes are not batch and sequence
         found |= _split_by_constants(graph, concat, width)
         key = (reshape.input[1], width)
         if key not in known:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ioptim.errors import StepError
-from ioptim.onnx_canonical import canonicalize
+from ioptim.onnx_canonical import OPSET, canonicalize
 from ioptim.onnx_padding import SWITCH
 from ioptim.onnx_tokens import narrow
 
@@ -31,6 +31,9 @@ FUSED_OPS = (
 LOSING_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
 """Optimizers of ONNX Runtime that cost time on the CPU, where SkipLayerNormalization and BiasGelu have slow kernels. Measured by
 `benchmarks/peers.py`."""
+
+_PASSING = ("Cast", "Dropout", "Identity", "Reshape", "Transpose", "Where")
+"""Operators that may stand between attention's Softmax and the product with its values."""
 
 PROTOBUF_LIMIT_BYTES = 2 * 1024**3
 """Above this a model cannot be one protobuf file: its weights lie in a file beside it."""
@@ -88,6 +91,53 @@ def count_ops(path: Path) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def attention_blocks(path: Path) -> int:
+    """Softmax nodes whose output multiplies another computed value. A classifier's Softmax is none."""
+    graph = load_graph(path, weights=False).graph
+    nodes = list(nodes_of(graph))
+    weights = {tensor.name for tensor in graph.initializer} | {node.output[0] for node in nodes if node.op_type == "Constant"}
+    products = [set(node.input) for node in nodes if node.op_type == "MatMul"]
+    multiplied = {name for names in products if not names & weights for name in names}
+    for node in reversed(nodes):
+        if node.op_type in _PASSING and multiplied & set(node.output):
+            multiplied.update(node.input)
+    return sum(node.op_type == "Softmax" and node.output[0] in multiplied for node in nodes)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the standard operators; 0 where the model declares none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model at `OPSET` where it is of an older one.
+
+    As it came where it is not, where it has other operators than the standard ones, or where `onnx.version_converter` cannot do it.
+    """
+    import onnx
+    from google.protobuf.message import EncodeError
+
+    standard = all(node.domain in ("", "ai.onnx") for node in nodes_of(model.graph))
+    if not 0 < opset_of(model) < OPSET or not standard:
+        return model
+    ranked = type(model)()
+    ranked.CopyFrom(model)
+    # Softmax flattened its input before 13. The converter writes the plain one only where it knows the rank, which inference does not
+    # tell behind a Reshape to a computed shape; in attention a Transpose comes after it.
+    known = {value.name for value in (*model.graph.value_info, *model.graph.output)}
+    for node in model.graph.node:
+        axes = next((len(a.ints) for a in node.attribute if node.op_type == "Transpose" and a.name == "perm"), 0)
+        if axes and node.output[0] not in known:
+            ranked.graph.value_info.append(onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, [None] * axes))
+    try:
+        made: onnx.ModelProto = onnx.version_converter.convert_version(onnx.shape_inference.infer_shapes(ranked), OPSET)
+        del made.graph.value_info[:]
+        onnx.checker.check_model(made)
+    except (RuntimeError, ValueError, EncodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return model
+    return made
+
+
 def fuse_transformer(
     source: Path, destination: Path, *, model_type: str = "bert", num_heads: int = 0, hidden_size: int = 0, cpu: bool = True
 ) -> Fused:
@@ -115,7 +165,7 @@ def fuse_transformer(
     from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.optimizer import optimize_by_fusion
 
-    model = load_graph(source)
+    model = raise_opset(load_graph(source))
     before = Counter(node.op_type for node in model.graph.node)
     heads, width = canonicalize(model)
     if num_heads == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from ioptim.errors import StepError
 from ioptim.onnx_canonical import canonicalize
-from ioptim.onnx_graph import count_ops, fuse_transformer, load_graph, save_graph
+from ioptim.onnx_graph import attention_blocks, count_ops, fuse_transformer, load_graph, opset_of, raise_opset, save_graph
 
 pytestmark = pytest.mark.integration
 
@@ -172,6 +173,45 @@ def test_for_a_gpu_every_fusion_is_made_and_every_token_computed(tmp_path: Path)
     assert (found.counts, found.narrowed) == ({"Attention": 1, "SkipLayerNormalization": 1}, 0)
 
 
+@pytest.mark.parametrize("opset", [11, 12, 14])
+def test_attention_of_an_older_opset_fuses(tmp_path: Path, attention_at: Callable[..., Path], opset: int) -> None:
+    plain, fused = attention_at(opset), tmp_path / "fused.onnx"
+    assert fuse_transformer(plain, fused).counts["Attention"] == 1
+    assert (opset_of(load_graph(plain)), opset_of(load_graph(fused))) == (opset, max(opset, 13))
+    _require_same(plain, fused)
+
+
+def test_an_opset_that_cannot_be_raised_stays_and_so_do_its_mask_and_positions(attention_at: Callable[..., Path], tmp_path: Path) -> None:
+    plain, again = attention_at(11), tmp_path / "again.onnx"
+    model = load_graph(plain)
+    canonicalize(model)  # nothing is written that opset 11 does not know
+    save_graph(model, again)
+    _require_same(plain, again)
+    model.graph.node[0].domain = "somebody.else"
+    assert raise_opset(model) is model
+
+
+@pytest.mark.parametrize("opset", [11, 14])
+def test_heads_of_all_tokens_in_one_row_are_not_split_by_two_axes(tmp_path: Path, attention_at: Callable[..., Path], opset: int) -> None:
+    plain, again = attention_at(opset, flat=True), tmp_path / "again.onnx"
+    model = raise_opset(load_graph(plain))
+    canonicalize(model)
+    save_graph(model, again)
+    _require_same(plain, again)
+
+
+def test_the_softmax_of_a_classifier_is_no_attention(tmp_path: Path, attention_at: Callable[..., Path]) -> None:
+    from onnx import helper
+
+    plain = attention_at(14)
+    assert attention_blocks(plain) == 1
+    model = load_graph(plain)
+    model.graph.node.append(helper.make_node("Softmax", ["y"], ["classes"]))
+    model.graph.output[0].name = "classes"
+    save_graph(model, plain)
+    assert (attention_blocks(plain), count_ops(plain)["Softmax"]) == (1, 2)
+
+
 def _attention(folder: Path, mask: list[Any], token: int | None = None) -> Path:
     """One layer of self-attention on embeddings, with a residual and two normalizations; `mask` computes `added`.
 
@@ -231,6 +271,7 @@ def _require_same(plain: Path, fused: Path, sequence: int = 6) -> None:
     mask = np.ones((2, sequence), np.int64)
     mask[1, -2:] = 0
     feeds = {"ids": np.arange(1, 1 + 2 * sequence).reshape(2, sequence) % 10, "mask": mask}
+    feeds |= {"input_ids": feeds["ids"], "attention_mask": mask}
     results = []
     for path in (plain, fused):
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -18,6 +18,7 @@ INT8_OPS = (
     "QGemm",
     "QLinearConv",
     "ConvInteger",
+    "DynamicQuantizeLSTM",
 )
 """Operators that multiply by int8 weights and add up in int32. What QAttention multiplies beside its weights stays in float."""
 
@@ -30,6 +31,10 @@ FLOAT_OPS = (
     "Conv",
     "FusedConv",
     "NhwcFusedConv",
+    "ConvTranspose",
+    "LSTM",
+    "GRU",
+    "RNN",
 )
 """The same products in floating point."""
 
@@ -40,6 +45,9 @@ IN_BLOCKS = "MatMulNBits"
 """Weights in blocks of few bits. With `accuracy_level` 4 its activations become int8 inside, else it multiplies in float."""
 
 QUANTIZED_OPS = (*INT8_OPS, IN_BLOCKS, "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QEmbedLayerNormalization")
+
+HALF = (10, 16)
+"""float16 and bfloat16 in onnx.TensorProto.DataType."""
 
 Counts = Mapping[str, int]
 
@@ -63,7 +71,7 @@ def listed(ops: Counts) -> str:
 
 
 def products(path: Path) -> tuple[Counter[str], Counter[str]]:
-    """Matrix products and convolutions with weights, by operator: those in int8 and those in float."""
+    """Matrix products, convolutions and recurrent layers with weights, by operator: those in int8 and those in float."""
     graph = load_graph(path, weights=False).graph
     weights = {tensor.name for tensor in graph.initializer}
     nodes = list(nodes_of(graph))
@@ -74,6 +82,14 @@ def products(path: Path) -> tuple[Counter[str], Counter[str]]:
     blocks = {n.name: any(a.name == "accuracy_level" and a.i == 4 for a in n.attribute) for n in counted if n.op_type == IN_BLOCKS}
     int8 = Counter(n.op_type for n in counted if n.op_type in INT8_OPS or blocks.get(n.name) is True)
     return int8, Counter(n.op_type for n in counted if n.op_type in FLOAT_OPS or blocks.get(n.name) is False)
+
+
+def half_weights(path: Path) -> tuple[bool, bool]:
+    """Whether weights lie in 16 bits that a Cast widens before they are read, and whether some are read as they are."""
+    graph = load_graph(path, weights=False).graph
+    half = {tensor.name for tensor in graph.initializer if tensor.data_type in HALF}
+    read = {(name, node.op_type == "Cast") for node in nodes_of(graph) for name in half.intersection(node.input)}
+    return any(widened for _, widened in read), any(not widened for _, widened in read)
 
 
 def metrics(before: Counts, after: Counts, path: Path) -> dict[str, float]:

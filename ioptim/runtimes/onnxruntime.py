@@ -22,6 +22,7 @@ from ioptim.errors import StepError, UnavailableError
 from ioptim.onnx_graph import (
     LOSING_FUSIONS,
     PROTOBUF_LIMIT_BYTES,
+    attention_blocks,
     count_ops,
     fuse_transformer,
     keep_apart,
@@ -32,7 +33,7 @@ from ioptim.onnx_padding import ATTENTION, TOO_LITTLE, is_masked, remove_padding
 from ioptim.runtimes import _onnx_report as report
 from ioptim.runtimes._device import gpu_index, gpu_objections, is_gpu, threads_of
 from ioptim.runtimes._double import write_double
-from ioptim.runtimes._onnx_compare import fused_difference, padding_difference
+from ioptim.runtimes._onnx_compare import fused_difference, padding_difference, require_near
 from ioptim.runtimes._onnx_profile import ProfiledOnnxSession
 from ioptim.runtimes._onnx_session import OnnxSession, create, library, nodes_by_provider
 
@@ -41,6 +42,9 @@ ENTRY = "model.onnx"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
+
+WIDENING = ("ConstantFolding", "FuseFp16InitializerToFp32NodeTransformer")
+"""ONNX Runtime's own optimizers that store a weight as float32 where the graph has it in 16 bits behind a Cast."""
 
 _SHAPE_OPS = (
     "Cast Concat Constant ConstantOfShape Equal Expand Gather Identity If Max Min Range ReduceProd Reshape Shape Size Slice"
@@ -75,7 +79,8 @@ class OnnxRuntime(Runtime):
     normalization, which a CPU computes slower when fused. Where one token of the last layer is read, a CPU computes only that one, and
     in batches of texts of different lengths it leaves out the padding (`remove_padding`).
     Then ONNX Runtime's own optimizations up to `graph_optimization` are applied and the result saved.
-    That file is for the CPU's instruction set and is loaded without optimizing again (measured: same speed).
+    That file is for the CPU's instruction set and is loaded without optimizing again (measured: same speed), but for weights that are
+    stored in 16 bits and computed in float32: they stay small in the file, and are widened as it is loaded.
     """
 
     runtime: Literal["onnxruntime"] = "onnxruntime"
@@ -135,7 +140,11 @@ class OnnxRuntime(Runtime):
             format=Format.ONNX,
             entry=ENTRY,
             inputs=tuple(spec for spec in model.inputs if spec.name in names),
-            facts={**self._facts(target), "graph_optimization": self.graph_optimization},
+            facts={
+                **self._facts(target),
+                "graph_optimization": self.graph_optimization,
+                **({"widened_at_load": True} if report.half_weights(out / ENTRY)[0] else {}),
+            },
         )
         return Outcome(
             written=written,
@@ -173,7 +182,10 @@ class OnnxRuntime(Runtime):
             raise StepError(f"{text}; run `compile` here")
         if not model.model_path.is_file():
             raise StepError(f"there is no file {model.model_path}")
-        level = "off" if here and model.facts.get("graph_optimization") else self.graph_optimization
+        optimized = model.facts.get("graph_optimization") if here else None
+        level = optimized or self.graph_optimization
+        if optimized and not model.facts.get("widened_at_load"):
+            level = "off"
         options = self._options(target, level)
         if change:
             change(options)
@@ -181,7 +193,7 @@ class OnnxRuntime(Runtime):
         facts = {
             "runtime": self.runtime,
             "version": library().__version__,
-            "graph_optimization": model.facts["graph_optimization"] if level == "off" and here else level,
+            "graph_optimization": optimized or level,
             "inter_op_threads": self.inter_op_threads if self.execution_mode == "parallel" else 1,
             "execution_mode": self.execution_mode,
             "allow_spinning": self.allow_spinning,
@@ -216,21 +228,29 @@ class OnnxRuntime(Runtime):
         """
         fused, notes = self._fuse(model, before, target, scratch)
         packed = self._without_padding(model, fused, target, out, scratch)
-        session = packed.session or self._written(model, fused, target, out)
-        figures, compared = dict[str, float](), list[Note]()
-        if fused != model.model_path:
+        if fused == model.model_path:
+            return packed.session or self._written(model, fused, target, out), {**packed.figures}, [*notes, *packed.notes]
+        try:
+            session = packed.session or self._written(model, fused, target, out)
             plain = create(model.model_path, self._options(target, "basic"), self._providers(target))
             figures, compared = fused_difference(plain, session, packed.mask)
+        except StepError as error:
+            if self.on_unfused == "error":
+                raise
+            text = f"nothing is fused, for the fused graph does not run: {error}"
+            return self._written(model, model.model_path, target, out), {}, [Note(text=text, level=Level.WARNING)]
+        require_near(figures.get("fusion_max_difference", 0.0), half=report.half_weights(model.model_path)[1])
         return session, {**figures, **packed.figures}, [*notes, *compared, *packed.notes]
 
     def _written(self, model: ModelArtifact, source: Path, target: Target, out: Path) -> Any:
-        """A session on `source`; what ONNX Runtime made of it is in `out`."""
+        """A session on `source`; what ONNX Runtime made of it is in `out`, weights that a Cast widens as small as they came."""
         options = self._options(target, self.graph_optimization)
         options.optimized_model_filepath = str(out / ENTRY)
         if model.size_bytes > PROTOBUF_LIMIT_BYTES * 3 // 4:
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{ENTRY}.data")
             options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        return create(source, options, self._providers(target), self._left_out(target))
+        widening = WIDENING if report.half_weights(source)[0] else ()
+        return create(source, options, self._providers(target), (*self._left_out(target), *widening))
 
     def _without_padding(self, model: ModelArtifact, fused: Path, target: Target, out: Path, scratch: Path) -> _Packed:
         """A session that leaves out padding, where that is possible and changes nothing."""
@@ -272,9 +292,8 @@ class OnnxRuntime(Runtime):
             raise StepError(f"the fusions failed on {source}: {type(error).__name__}: {error}; set `fusions: false`") from error
         attention = sum(found.counts.get(op, 0) for op in ("Attention", "MultiHeadAttention"))
         notes = [Note(text=f"fused: {found}")] if found else []
-        if attention < before["Softmax"]:
-            unfused, all_of_them = before["Softmax"] - attention, before["Softmax"]
-            text = f"{unfused} of {all_of_them} attention blocks were not recognized and stay in single operators"
+        if attention < (blocks := attention_blocks(source)):
+            text = f"{blocks - attention} of {blocks} attention blocks were not recognized and stay in single operators"
             if self.on_unfused == "error":
                 raise StepError(f"{text} (on_unfused: error); fused were {found if found else 'none'}")
             notes.append(Note(text=text, level=Level.WARNING))

@@ -24,8 +24,8 @@ ENTRY = "model.xml"
 
 PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
-PRODUCTS = ("FullyConnected", "Convolution", "Deconvolution")
-"""Layers of the CPU plugin that multiply by weights; its MatMul multiplies two activations."""
+PRODUCTS = ("FullyConnected", "Convolution", "Deconvolution", "RNNSeq", "RNNCell")
+"""Layers of the CPU plugin that multiply by weights (LSTM and GRU are RNNSeq and RNNCell too); its MatMul multiplies two activations."""
 
 INT8 = ("i8", "u8")
 

@@ -29,6 +29,7 @@ WEIGHT_INPUT: Mapping[str, int] = {
 """Operators that hold a model's weights, and which of their inputs is the largest one."""
 
 EXCLUDED = "excluded by the recipe"
+SHARED = "shares its weight with a layer that the recipe excludes"
 NOT_ASKED = "operator type not asked for"
 COMPUTED = "multiplies two computed values, there is no weight"
 INSIDE = "inside the body of an If or a Loop"
@@ -52,7 +53,7 @@ class Layer:
     @property
     def unsupported(self) -> bool:
         """Whether the recipe asked for it, and the quantizer could not."""
-        return self.why not in ("", EXCLUDED, NOT_ASKED, COMPUTED, INSIDE, SENSITIVE)
+        return self.why not in ("", EXCLUDED, SHARED, NOT_ASKED, COMPUTED, INSIDE, SENSITIVE)
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
@@ -90,26 +91,38 @@ _FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 """The floating-point members of onnx.TensorProto.DataType."""
 
 
-def choose(layers: Iterable[Layer], kinds: Collection[str], exclude: Sequence[str]) -> list[Layer]:
+def choose(layers: Iterable[Layer], kinds: Collection[str], exclude: Sequence[str], others: Collection[str] = ()) -> list[Layer]:
     """Mark the layers that the recipe leaves out.
 
     Args:
         kinds: operator types asked for.
         exclude: names of nodes, or regular expressions that match whole names.
+        others: names of nodes that are no layers and may be left out too.
 
     Raises:
-        StepError: an entry of `exclude` matches no layer.
+        StepError: an entry of `exclude` matches no layer, and none of the others.
     """
     layers = list(layers)
     for pattern in exclude:
-        if not any(pattern == layer.name or re.fullmatch(pattern, layer.name) for layer in layers):
+        if not any(is_excluded(name, [pattern]) for name in (*others, *(layer.name for layer in layers))):
             there = listed([layer.name for layer in layers], 8)
             raise StepError(f"exclude_nodes: {pattern!r} matches no layer. The layers here are called {there}")
     return [_chosen(layer, kinds, exclude) for layer in layers]
 
 
+def is_excluded(name: str, exclude: Sequence[str]) -> bool:
+    return any(pattern == name or re.fullmatch(pattern, name) for pattern in exclude)
+
+
+def keep_shared(layers: Iterable[Layer]) -> list[Layer]:
+    """Mark the layers whose weight an excluded one reads too, for schemes that store a weight once for all of its readers."""
+    layers = list(layers)
+    excluded = {layer.weight for layer in layers if layer.why == EXCLUDED} - {""}
+    return [replace(layer, why=SHARED) if layer.quantized and layer.weight in excluded else layer for layer in layers]
+
+
 def _chosen(layer: Layer, kinds: Collection[str], exclude: Sequence[str]) -> Layer:
-    if any(pattern == layer.name or re.fullmatch(pattern, layer.name) for pattern in exclude):
+    if is_excluded(layer.name, exclude):
         return replace(layer, why=EXCLUDED)
     return layer if layer.why or layer.kind in kinds else replace(layer, why=NOT_ASKED)
 

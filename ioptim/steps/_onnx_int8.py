@@ -11,7 +11,7 @@ from ioptim.core.step import Level, Note
 from ioptim.onnx_graph import PROTOBUF_LIMIT_BYTES, load_graph, save_graph
 from ioptim.steps import _bias, _outputs, _qdq, _ranges, _smooth
 from ioptim.steps._float_graph import quiet, require_equal, respell, simplify, untie_gemms
-from ioptim.steps._layers import COMPUTED, Layer, choose, find_layers
+from ioptim.steps._layers import COMPUTED, EXCLUDED, Layer, choose, find_layers, is_excluded
 
 if TYPE_CHECKING:
     import onnx
@@ -75,8 +75,9 @@ class Int8Options:
 class FloatGraph:
     """A float graph ready to be quantized as often as is needed, with other layers left out each time.
 
-    `path` is the graph in a scratch folder, `layers` those it has, the ones that the recipe leaves out marked. `ranges` are those of the
-    activations and `means` those of the layers' inputs, for the static scheme.
+    `path` is the graph in a scratch folder, `layers` those it has, the ones that the recipe leaves out marked, and `left` the names of
+    the other nodes that it leaves out. `ranges` are those of the activations and `means` those of the layers' inputs, both for the static
+    scheme.
     """
 
     options: Int8Options
@@ -86,13 +87,14 @@ class FloatGraph:
     scratch: Path
     notes: tuple[Note, ...] = ()
     fused: dict[str, int] | None = None
+    left: tuple[str, ...] = ()
     ranges: Any = None
     means: Mapping[str, _bias.Mean] = field(default_factory=dict)
 
     def write(self, out: Path, keep: Collection[str] = ()) -> Collection[str]:
         """Write the graph with every chosen layer in int8 but those whose names are in `keep`; the layers whose bias was corrected."""
         layers = [layer for layer in self.layers if not layer.quantized or layer.name in keep]
-        left = [layer.name for layer in layers] + [f"{layer.name}_MatMul" for layer in layers if layer.kind == "Gemm"]
+        left = [*self.left, *(layer.name for layer in layers)] + [f"{layer.name}_MatMul" for layer in layers if layer.kind == "Gemm"]
         with quiet(self.scratch):
             if self.options.scheme == "int8-dynamic":
                 self._dynamic(out, left, {layer.kind for layer in self.layers if layer.quantized and layer.name not in keep})
@@ -173,8 +175,13 @@ def prepare(
         attention = _is_transformer(graph)
         kinds = options.operator_types or (STATIC_KINDS if attention else (*STATIC_KINDS, *BETWEEN_CONVOLUTIONS))
         notes = (*notes, *([ENTROPY_IN_TRANSFORMERS] if attention and options.method == "entropy" else []))
-    layers = tuple(choose(find_layers(graph), kinds, options.exclude_nodes))
-    made = FloatGraph(options, prepared, layers, kinds, scratch, notes, fused)
+    found = find_layers(graph)
+    between = {node.name for node in graph.graph.node if node.op_type in kinds} - {layer.name for layer in found}
+    layers = tuple(choose(found, kinds, options.exclude_nodes, between))
+    left = tuple(sorted(name for name in between if is_excluded(name, options.exclude_nodes)))
+    if left:
+        notes = (*notes, Note(text=f"{len(left)} nodes without weights left in float: {EXCLUDED} ({_outputs.listed(left)})"))
+    made = FloatGraph(options, prepared, layers, kinds, scratch, notes, fused, left)
     return made if dynamic else _calibrated(made, reading, ctx)
 
 
@@ -188,7 +195,7 @@ def _calibrated(graph: FloatGraph, reading: Sequence[Feeds], ctx: Context) -> Fl
             before = _outputs.run_onnx(graph.path, feeds, threads)
             done = _smooth.smooth(graph.path, options.smooth, names, reading, ctx, scratch)
             require_equal(_outputs.run_onnx(graph.path, feeds, threads), before, "smoothing", "Leave `smooth` out")
-            layers = choose(find_layers(load_graph(graph.path)), graph.kinds, options.exclude_nodes)
+            layers = choose(find_layers(load_graph(graph.path)), graph.kinds, options.exclude_nodes, graph.left)
             graph = replace(graph, layers=tuple(layers), notes=(*graph.notes, Note(text=done.told)))
         symmetric = options.activation_type == "int8"
         ranges = _ranges.measure(graph.path, graph.kinds, options.method, options.percentile, symmetric, reading, ctx, scratch)

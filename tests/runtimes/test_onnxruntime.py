@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ioptim.core.artifact import Format, ModelArtifact, verify
+from ioptim.core.artifact import Format, ModelArtifact, seal, verify
 from ioptim.core.runtime import Target
 from ioptim.core.target import Hardware
 from ioptim.errors import StepError, UnavailableError
 from ioptim.onnx_graph import fuse_transformer
 from ioptim.runtimes import _onnx_report as report
+from ioptim.runtimes._onnx_compare import require_near
 from ioptim.runtimes.onnxruntime import OnnxRuntime
 
 
@@ -143,7 +144,10 @@ def test_attention_that_does_not_fuse_is_said_or_refused(linear: ModelArtifact, 
     from onnx import helper
 
     graph = onnx.load(str(linear.model_path))
-    graph.graph.node[1].CopyFrom(helper.make_node("Softmax", ["h"], ["y"]))
+    graph.graph.node[1].CopyFrom(helper.make_node("Softmax", ["h"], ["p"]))
+    graph.graph.node.append(helper.make_node("Transpose", ["h"], ["t"]))
+    graph.graph.node.append(helper.make_node("MatMul", ["p", "t"], ["y"]))
+    graph.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "batch"
     onnx.save(graph, str(linear.model_path))
     outcome, _, _ = compiled(OnnxRuntime(), linear)
     says = "1 of 1 attention blocks were not recognized and stay in single operators"
@@ -152,6 +156,132 @@ def test_attention_that_does_not_fuse_is_said_or_refused(linear: ModelArtifact, 
     with pytest.raises(StepError) as caught:
         compiled(OnnxRuntime(on_unfused="error"), linear)
     assert str(caught.value) == f"{says} (on_unfused: error); fused were none"
+
+
+@pytest.mark.integration
+def test_a_classifier_that_ends_in_softmax_has_no_attention(linear: ModelArtifact, compiled: Callable) -> None:  # type: ignore[type-arg]
+    import onnx
+
+    graph = onnx.load(str(linear.model_path))
+    graph.graph.node[1].op_type = "Softmax"
+    onnx.save(graph, str(linear.model_path))
+    outcome, _, _ = compiled(OnnxRuntime(on_unfused="error"), linear)
+    assert outcome.notes == ()
+
+
+@pytest.mark.integration
+def test_an_older_opset_is_fused(attention_at: Callable[..., Path], compiled: Callable) -> None:  # type: ignore[type-arg]
+    outcome, _, _ = compiled(OnnxRuntime(on_unfused="error"), _artifact(attention_at(11)))
+    assert outcome.metrics["fused_nodes.Attention"] == 1
+    assert outcome.metrics["fusion_max_difference"] < 1e-4
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("broken", [("Identity", 2), ("Reshape", 2)], ids=["does not load", "does not run"])
+def test_a_fused_graph_that_does_not_run_is_left_out(
+    bert: ModelArtifact,
+    compiled: Callable,  # type: ignore[type-arg]
+    target_of: Callable[..., Target],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    broken: tuple[str, int],
+) -> None:
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    from ioptim.onnx_graph import load_graph, save_graph
+    from ioptim.runtimes import onnxruntime
+
+    def fuse(source: Path, destination: Path, *, cpu: bool) -> Any:
+        found = fuse_transformer(source, destination, cpu=cpu)
+        model = load_graph(destination)
+        output = model.graph.output[0].name
+        for node in model.graph.node:
+            node.output[:] = [f"{name}_whole" if name == output else name for name in node.output]
+        model.graph.initializer.append(numpy_helper.from_array(np.array([7, 7, 7]), "sevens"))
+        model.graph.node.append(helper.make_node(broken[0], [f"{output}_whole", "sevens"][: broken[1]], [output]))
+        save_graph(model, destination)
+        return found
+
+    monkeypatch.setattr(onnxruntime, "fuse_transformer", fuse)
+    outcome, _, session = compiled(OnnxRuntime(), bert)
+    (note,) = outcome.notes
+    assert note.text.startswith("nothing is fused, for the fused graph does not run: ONNX Runtime") and note.level.value == "warning"
+    assert "fused_nodes.Attention" not in outcome.metrics and "fusion_max_difference" not in outcome.metrics
+    ones = np.ones((2, 5), np.int64)
+    assert session.run({"input_ids": ones, "attention_mask": ones})["last_hidden_state"].shape == (2, 5, 64)
+    with pytest.raises(StepError, match="ONNX Runtime"):
+        OnnxRuntime(on_unfused="error").compile(bert, target_of(OnnxRuntime()), tmp_path)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("data_type", [10, 16])
+def test_weights_in_16_bits_stay_small_and_are_computed_in_float32(
+    tmp_path: Path,
+    compiled: Callable,  # type: ignore[type-arg]
+    target_of: Callable[..., Target],
+    data_type: int,
+) -> None:
+    import numpy as np
+    import onnx
+    from onnx import helper
+
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(helper.tensor_dtype_to_np_dtype(data_type))
+    nodes = [
+        helper.make_node("Cast", ["W_16"], ["W"], to=1),
+        helper.make_node("MatMul", ["x", "W"], ["h"]),
+        helper.make_node("Relu", ["h"], ["y"]),
+    ]
+    values = [helper.make_tensor_value_info(name, 1, ["batch", 64]) for name in "xy"]
+    tensor = helper.make_tensor("W_16", data_type, weight.shape, weight.tobytes(), raw=True)
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [tensor])
+    (tmp_path / "stored").mkdir()
+    path = tmp_path / "stored" / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    _, artifact, session = compiled(OnnxRuntime(), _artifact(path))
+    assert artifact.model_path.stat().st_size < 64 * 64 * 2 + 2000
+    assert session.facts["graph_optimization"] == "all"
+    x = np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)
+    np.testing.assert_allclose(session.run({"x": x})["y"], np.maximum(x @ weight.astype(np.float32), 0), rtol=1e-4, atol=1e-4)
+    profiled = OnnxRuntime().open_profiled(artifact, target_of(OnnxRuntime()), tmp_path / "trace.json")
+    profiled.run({"x": x})
+    assert "Cast" not in {layer.operator for layer in profiled.finish()[0].layers}, "the weight was widened as it was loaded"
+
+
+@pytest.mark.integration
+def test_recurrent_layers_are_products_in_float(tmp_path: Path) -> None:
+    import onnx
+    from onnx import helper
+
+    kinds = ("LSTM", "GRU", "RNN", "ConvTranspose", "DynamicQuantizeLSTM")
+    domains = {"DynamicQuantizeLSTM": "com.microsoft"}
+    nodes = [helper.make_node(kind, ["x", "w", "r"], [kind], domain=domains.get(kind, "")) for kind in kinds]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [], [])), tmp_path / "m.onnx")
+    assert report.products(tmp_path / "m.onnx") == ({"DynamicQuantizeLSTM": 1}, dict.fromkeys(kinds[:-1], 1))
+    (note,) = report.int8_notes({"MatMulInteger": 1}, tmp_path / "m.onnx")
+    assert note.text == (
+        "products with weights in int8: 1 DynamicQuantizeLSTM; in float: 1 ConvTranspose, 1 GRU, 1 LSTM, 1 RNN"
+    )
+
+
+def test_rounding_in_16_bits_is_no_other_computation() -> None:
+    require_near(0.004, half=True)
+    for difference, half, accepted in ((0.004, False, 0.001), (0.1, True, 0.01), (float("nan"), True, 0.01)):
+        with pytest.raises(StepError, match=f"at most {accepted} is accepted; set `fusions: false`"):
+            require_near(difference, half=half)
+
+
+@pytest.mark.integration
+def test_a_float16_model_may_differ_by_its_rounding(attention_at: Callable[..., Path], compiled: Callable) -> None:  # type: ignore[type-arg]
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    from ioptim.onnx_graph import load_graph, save_graph
+
+    path = attention_at(14)
+    save_graph(convert_float_to_float16(load_graph(path), keep_io_types=True), path)
+    assert report.half_weights(path) == (False, True)
+    outcome, _, _ = compiled(OnnxRuntime(on_unfused="error"), _artifact(path))
+    assert 0 < outcome.metrics["fusion_max_difference"] < 1e-2
 
 
 @pytest.mark.integration
@@ -240,3 +370,7 @@ def test_wrong_feeds(linear: ModelArtifact, target_of: Callable[..., Target]) ->
         session.run({"x": np.ones((2, 4), np.int64)})
     with pytest.raises(StepError, match=r"failed on z \[2, 4\] float32: Required inputs"):
         session.run({"z": np.ones((2, 4), np.float32)})
+
+
+def _artifact(path: Path) -> ModelArtifact:
+    return seal(ModelArtifact(path=path.parent, format=Format.ONNX, entry=path.name))

@@ -90,6 +90,23 @@ def test_int8_really_runs(linear_qdq: ModelArtifact, compiled: Callable) -> None
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_a_recurrent_layer_is_a_product(tmp_path: Path, target_of: Callable[..., Target], kind: str, gates: int) -> None:
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    weights = [numpy_helper.from_array(np.ones((1, gates * 4, width), np.float32), name) for name, width in (("w", 3), ("r", 4))]
+    values = [helper.make_tensor_value_info("x", 1, ["steps", 2, 3]), helper.make_tensor_value_info("y", 1, ["steps", 1, 2, 4])]
+    graph = helper.make_graph([helper.make_node(kind, ["x", "w", "r"], ["y"], hidden_size=4)], "g", values[:1], values[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "model.onnx")
+    model = ModelArtifact(path=tmp_path, format=Format.ONNX, entry="model.onnx")
+    (tmp_path / "out").mkdir()
+    outcome = OpenVino().compile(model, target_of(OpenVino()), tmp_path / "out")
+    assert (outcome.metrics["int8_products"], outcome.metrics["float_products"]) == (0, 1)
+
+
+@pytest.mark.integration
 def test_a_precision_that_openvino_does_not_keep(linear: ModelArtifact, target_of: Callable[..., Target]) -> None:
     import openvino
 

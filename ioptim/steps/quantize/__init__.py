@@ -290,6 +290,12 @@ def _about_options(step: Quantize, where: Where) -> list[str]:
         )
     if step.scheme is Scheme.OPENVINO_INT8 and step.calibration.method != "minmax":
         objections.append(f"calibration.method {step.calibration.method} is for int8-static; openvino-int8 has NNCF's minmax only")
+    calibration = step.calibration
+    if calibration.percentile != Calibration().percentile and "calibration" in step._honoured():
+        if step.scheme is Scheme.OPENVINO_INT8:
+            objections.append("calibration.percentile is for int8-static with calibration.method percentile; remove it")
+        elif calibration.method != "percentile":
+            objections.append(f"calibration.percentile is for calibration.method percentile, not for {calibration.method}; remove it")
     for name, schemes in HONOURED_BY.items():
         if step.scheme not in schemes and getattr(step, name) != type(step).model_fields[name].default:
             objections.append(f"{name} works with {' and '.join(schemes)}, not with {step.scheme.value}; remove it")

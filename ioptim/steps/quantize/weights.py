@@ -13,7 +13,7 @@ from ioptim.core.base import Frozen
 from ioptim.onnx_graph import load_graph, save_graph
 from ioptim.steps import _float_graph, _outputs
 from ioptim.steps._editing import Editing
-from ioptim.steps._layers import COMPUTED, Layer, choose, find_layers, judge, name_nodes
+from ioptim.steps._layers import COMPUTED, Layer, choose, find_layers, judge, keep_shared, name_nodes
 from ioptim.steps._qdq import drop_unread
 from ioptim.steps.quantize.made import Made
 
@@ -77,17 +77,17 @@ def stored_as(data_type: int) -> Callable[[Quantize, ModelArtifact, Context, Pat
 
     def make(step: Quantize, model: ModelArtifact, ctx: Context, out: Path, scratch: Path) -> Made:
         feeds = _outputs.trial_feeds(model, ctx)
-        graph = load_graph(model.model_path)
+        graph, notes = _float_graph.float_graph(model.model_path)
         name_nodes(graph)
         # A product of two computed values has no weight to store.
         layers = [layer for layer in find_layers(graph) if layer.why != COMPUTED]
-        layers = choose(layers, step.operator_types or {layer.kind for layer in layers}, step.exclude_nodes)
+        layers = keep_shared(choose(layers, step.operator_types or {layer.kind for layer in layers}, step.exclude_nodes))
         if data_type == FLOAT16:
             layers = [_within_float16(layer, graph) for layer in layers]
         ctx.progress(0.3, "storing weights in 16 bits")
         _cast_up(graph, {layer.weight for layer in layers if layer.quantized}, data_type)
         save_graph(graph, out / ENTRY)
-        return _compared(model, feeds, out, ctx, judge(layers, graph))
+        return _compared(model, feeds, out, ctx, judge(layers, graph), notes)
 
     return make
 

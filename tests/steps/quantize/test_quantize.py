@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ioptim.core.artifact import Format, ModelArtifact, verify
+from ioptim.core.artifact import Format, ModelArtifact, seal, verify
 from ioptim.core.step import Level, Outcome, Where
 from ioptim.core.target import Hardware
 from ioptim.errors import StepError
@@ -104,6 +104,16 @@ def test_data_libraries_and_formats_go_with_the_scheme() -> None:
         "calibration.method entropy is for int8-static; openvino-int8 has NNCF's minmax only",
     ),
     (
+        {"scheme": "int8-static", "calibration": {"percentile": 99.9}},
+        where(),
+        "calibration.percentile is for calibration.method percentile, not for minmax; remove it",
+    ),
+    (
+        {"scheme": "openvino-int8", "calibration": {"percentile": 99.9}},
+        where("openvino"),
+        "calibration.percentile is for int8-static with calibration.method percentile; remove it",
+    ),
+    (
         {"scheme": "openvino-int8", "operator_types": ["MatMul"]},
         where("openvino"),
         "operator_types cannot be chosen with openvino-int8; remove it",
@@ -146,6 +156,7 @@ def test_what_works_has_no_objection() -> None:
     assert Quantize(scheme="int8-dynamic").resolve(where()).check(where()) == []
     both = where("onnxruntime", "openvino")
     assert Quantize(scheme="int8-static").resolve(both).check(both) == []
+    assert Quantize(scheme="int8-static", calibration={"method": "percentile", "percentile": 99.9}).resolve(both).check(both) == []
     assert Quantize(scheme="openvino-int8").resolve(where("openvino")).check(where("openvino")) == []
 
 
@@ -299,6 +310,57 @@ def test_what_the_recipe_leaves_out_stays_in_float(tiny_cnn_onnx: ModelArtifact,
         (Level.INFO, "1 Conv left in float: excluded by the recipe (conv1)"),
         (Level.INFO, "1 Gemm left in float: excluded by the recipe (classifier)"),
     ]
+
+
+@pytest.mark.integration
+def test_static_quantizes_by_channel_in_an_older_opset(make_onnx: Callable[..., ModelArtifact], context: Callable[..., Any]) -> None:
+    import numpy as np
+    import onnx
+    from onnx import helper
+
+    draw = np.random.default_rng(0)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"], "product"), helper.make_node("Relu", ["h"], ["y"], "relu")]
+    made = make_onnx(nodes, {"w": draw.normal(size=(16, 8)).astype(np.float32)}, {"x": 16}, {"y": 8})
+    model = onnx.load(made.model_path)
+    model.opset_import[0].version = 11
+    onnx.save(model, made.model_path)
+    outcome = run(seal(made.model_copy(update={"digest": ""})), context(), scheme="int8-static")
+    assert outcome.metrics["layers_quantized"] == 1
+    assert outcome.metrics["output_cosine_mean"] > 0.99
+
+
+@pytest.mark.integration
+def test_what_lies_between_convolutions_can_be_left_in_float(
+    make_onnx: Callable[..., ModelArtifact], context: Callable[..., Any]
+) -> None:
+    import numpy as np
+    import onnx
+    from onnx import helper
+
+    draw = np.random.default_rng(0)
+    weights = {name: draw.normal(size=(4, 4, 1, 1)).astype(np.float32) for name in ("w1", "w2")}
+    weights |= {"image": np.array([-1, 4, 2, 2]), "row": np.array([-1, 16])}
+    nodes = [
+        helper.make_node("Reshape", ["x", "image"], ["i"], "image"),
+        helper.make_node("Conv", ["i", "w1"], ["c1"], "conv1"),
+        helper.make_node("Conv", ["c1", "w2"], ["c2"], "conv2"),
+        helper.make_node("Add", ["c1", "c2"], ["a"], "residual_add"),
+        helper.make_node("Sigmoid", ["a"], ["s"], "sigmoid"),
+        helper.make_node("Reshape", ["s", "row"], ["y"], "row"),
+    ]
+    model = make_onnx(nodes, weights, {"x": 16}, {"y": 16})
+    made = {}
+    for excluded in ([], ["residual_add"], ["conv2|residual_add"]):
+        ctx = context()
+        outcome = run(model, ctx, scheme="int8-static", exclude_nodes=excluded)
+        graph = onnx.load(ctx.out / "model" / "model.onnx").graph
+        add = next(node for node in graph.node if node.name == "residual_add")
+        made["".join(excluded)] = any(node.op_type == "QuantizeLinear" and node.input[0] == add.output[0] for node in graph.node)
+    assert made == {"": True, "residual_add": False, "conv2|residual_add": False}
+    text = "1 nodes without weights left in float: excluded by the recipe (residual_add)"
+    assert text in [note.text for note in outcome.notes]
+    with pytest.raises(StepError, match="exclude_nodes: 'sigmoid' matches no layer"):
+        run(model, context(), scheme="int8-static", exclude_nodes=["sigmoid"])
 
 
 @pytest.mark.integration

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from ioptim.core.artifact import Format, ModelArtifact, verify
+from ioptim.core.artifact import Format, ModelArtifact, TensorSpec, seal, verify
 from ioptim.core.step import Outcome, Where
 from ioptim.core.target import Hardware
 from ioptim.errors import StepError
@@ -156,3 +157,110 @@ def test_a_weight_beyond_float16_is_not_clipped(make_onnx: Callable[..., ModelAr
         "float16-weights changed nothing: 1 MatMul left in float: its weight holds values beyond float16's 65504 (wide)"
     )
     assert run(model, context(), scheme="bfloat16-weights").metrics["layers_quantized"] == 1
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("scheme", ["int8-weights", "int4-weights", "float16", "float16-weights", "bfloat16-weights"])
+def test_weights_that_are_listed_as_inputs_too(make_onnx: Callable[..., ModelArtifact], context: Callable[..., Any], scheme: str) -> None:
+    """As every file of IR 3 has them, and what an exporter writes with keep_initializers_as_inputs."""
+    import numpy as np
+    import onnx
+    from onnx import helper
+
+    draw = np.random.default_rng(0)
+    weights = {name: draw.normal(size=(32, 32)).astype(np.float32) for name in "EW"}
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], "index", to=7),
+        helper.make_node("Gather", ["E", "i"], ["e"], "words"),
+        helper.make_node("ReduceMean", ["e"], ["m"], "mean", axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["m", "W"], ["y"], "product"),
+    ]
+    made = make_onnx(nodes, weights, {"x": 8}, {"y": 32})
+    model = onnx.load(made.model_path)
+    model.ir_version, model.opset_import[0].version = 3, 12
+    model.graph.node.insert(0, helper.make_node("Clip", ["x", "zero", "last"], ["c"], "clip"))
+    model.graph.node[1].input[0] = "c"
+    model.graph.initializer.extend(helper.make_tensor(name, 1, [], [value]) for name, value in {"zero": 0.0, "last": 31.0}.items())
+    model.graph.input.extend(helper.make_tensor_value_info(t.name, 1, list(t.dims)) for t in model.graph.initializer)
+    onnx.save(model, made.model_path)
+    model = seal(made.model_copy(update={"digest": ""}))
+    outcome = run(model, context(), scheme=scheme)
+    assert outcome.metrics["layers_quantized"] == outcome.metrics["layers_total"] == 2
+    assert outcome.metrics["output_cosine_mean"] > 0.9
+    assert outcome.notes[0].text == "converted from opset 12 to 13, the oldest that graphs are rewritten in"
+
+
+@pytest.mark.integration
+def test_a_weight_in_a_constant_is_a_weight(make_onnx: Callable[..., ModelArtifact], context: Callable[..., Any]) -> None:
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    nodes = [
+        helper.make_node("Constant", [], ["W"], "constant", value=numpy_helper.from_array(weight)),
+        helper.make_node("MatMul", ["x", "W"], ["y"], "product"),
+    ]
+    model = make_onnx(nodes, {}, {"x": 64}, {"y": 64})
+    outcome = run(model, context(), scheme="float16-weights")
+    assert outcome.metrics["layers_quantized"] == outcome.metrics["layers_total"] == 1
+    assert outcome.metrics["size_ratio"] < 0.6
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("scheme", ["float16-weights", "float16"])
+def test_a_weight_that_an_excluded_layer_reads_stays_in_float(
+    make_onnx: Callable[..., ModelArtifact], context: Callable[..., Any], scheme: str
+) -> None:
+    import numpy as np
+    import onnx
+    from onnx import helper
+
+    draw = np.random.default_rng(0)
+    weights = {name: draw.normal(size=(32, 32)).astype(np.float32) for name in "EW"}
+    nodes = [
+        helper.make_node("MatMul", ["x", "E"], ["h"], "encode"),
+        helper.make_node("MatMul", ["h", "W"], ["g"], "between"),
+        helper.make_node("Gemm", ["g", "E"], ["y"], "decode", transB=1),
+    ]
+    ctx = context()
+    outcome = run(make_onnx(nodes, weights, {"x": 32}, {"y": 32}), ctx, scheme=scheme, exclude_nodes=["decode"])
+    assert [note.text for note in outcome.notes] == [
+        "1 MatMul left in float: shares its weight with a layer that the recipe excludes (encode)",
+        "1 Gemm left in float: excluded by the recipe (decode)",
+    ]
+    stored = {tensor.name: tensor.data_type for tensor in onnx.load(ctx.out / "model" / "model.onnx").graph.initializer}
+    assert stored["E"] == 1, "float32"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("scheme", ["int8-weights", "bfloat16-weights", "int8-dynamic"])
+@pytest.mark.parametrize(("opset", "flat"), [(11, False), (14, True)])
+def test_attention_of_older_exporters(
+    attention_at: Callable[..., Path], context: Callable[..., Any], scheme: str, opset: int, flat: bool
+) -> None:
+    blocks = {"blocks": {"size": 16}, "on_unsupported": "skip"} if scheme == "int8-weights" else {}
+    outcome = run(_attention(attention_at(opset, flat=flat)), context(), scheme=scheme, **blocks)
+    assert outcome.metrics["output_cosine_mean"] > 0.99
+    assert ("fused_Attention" in outcome.metrics) == (scheme == "int8-dynamic" and not flat)
+
+
+@pytest.mark.integration
+def test_a_spelling_that_does_not_run_is_not_taken(
+    attention_at: Callable[..., Path], context: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ioptim.steps import _float_graph
+
+    def misspell(model: Any) -> None:
+        next(node for node in model.graph.node if node.op_type == "Softmax").op_type = "Soft"
+
+    monkeypatch.setattr(_float_graph, "canonicalize", misspell)
+    outcome = run(_attention(attention_at(14)), context(), scheme="int8-weights", on_unsupported="skip")
+    note = outcome.notes[0]
+    assert note.text.startswith("left as exported, for a faster spelling of it does not compute the same: ONNX Runtime cannot run spelled")
+    assert note.level.value == "warning"
+
+
+def _attention(path: Path) -> ModelArtifact:
+    inputs = tuple(TensorSpec(name=name, dtype="int64", shape=("batch", "sequence")) for name in ("input_ids", "attention_mask"))
+    outputs = (TensorSpec(name="y", dtype="float32", shape=("batch", "sequence", 8)),)
+    return seal(ModelArtifact(path=path.parent, format=Format.ONNX, entry=path.name, inputs=inputs, outputs=outputs))
