@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from ioptim.errors import Problem, RecipeError
 MAX_BYTES = 1 << 20
 MAX_VALUES = 50_000
 """A recipe has a few hundred values; an alias bomb of nine lines has a billion."""
+MAX_DEPTH = 100
+"""A recipe has fewer than ten levels."""
 
 PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")}
 
@@ -76,10 +78,12 @@ def parse(text: str, origin: str = "") -> Document:
     import yaml
 
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        kind = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        loader = kind(text)
     except UnicodeEncodeError as error:  # typed after --set in another encoding
         raise RecipeError("this is not UTF-8 text", origin) from error
     try:
+        _check_depth(yaml.parse(text, kind))
         node = loader.get_single_node()
         builder = _Builder(loader)
         data = builder.build(node, ()) if node is not None else None
@@ -88,12 +92,23 @@ def parse(text: str, origin: str = "") -> Document:
     except yaml.YAMLError as error:
         raise RecipeError(f"this is not YAML: {error}", origin) from error
     except RecursionError as error:
-        raise RecipeError("the file is nested too deeply to be a recipe", origin) from error
+        raise RecipeError(f"the file is nested too deeply to be a recipe (more than {MAX_DEPTH} levels)", origin) from error
     finally:
         loader.dispose()
     if builder.problems:
         raise RecipeError(builder.problems, origin)
     return Document(data, builder.lines, text)
+
+
+def _check_depth(events: Iterable[Any]) -> None:
+    """Before a tree is made of them: libyaml does that by recursion in C, where too deep is the end of the process and no exception."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise RecursionError
 
 
 class _Builder:
@@ -111,6 +126,8 @@ class _Builder:
         self.count += 1
         if self.count > MAX_VALUES:
             raise RecipeError(f"the file expands to more than {MAX_VALUES:,} values (aliases that multiply?)")
+        if len(loc) > MAX_DEPTH:  # by aliases, which may hold themselves
+            raise RecursionError
         line = node.start_mark.line + 1
         self.lines.setdefault(loc, line)
         if node.tag not in PLAIN_TAGS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ioptim.errors import PlanError
@@ -32,6 +32,13 @@ def local_files(base: Path, module: str) -> dict[str, Path]:
                 found[relative] = path
                 waiting += _imports(parse(path), path.relative_to(base))
     return dict(sorted(found.items()))
+
+
+def packages_imported(files: Mapping[str, Path]) -> set[str]:
+    """Top-level packages that files (by path, as from `local_files`) import from elsewhere; Python's own are left out."""
+    own = {name.partition("/")[0].removesuffix(".py") for name in files}
+    imported = {found.partition(".")[0] for name, path in files.items() for found in _imports(parse(path), Path(name))}
+    return imported - own - sys.stdlib_module_names
 
 
 def module_file(base: Path, module: str) -> Path | None:

@@ -49,8 +49,9 @@ class LocalTable(DataSource):
         return column_objections(names, self.spec, str(file))
 
     def identity(self) -> Mapping[str, str]:
-        """Digest of the file, and which of its rows and columns."""
-        return {"file": hash_file(self._file()), **selection(self.spec)}
+        """Digest of the file, its suffix (which decides how it is read), and which of its rows and columns."""
+        file = self._file()
+        return {"file": hash_file(file), "suffix": file.suffix.lower(), **selection(self.spec)}
 
     def read(self) -> Table:
         """The rows; their names are `file:line`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 
 from ioptim.core.artifact import Format, ModelArtifact, hash_file
@@ -15,7 +16,7 @@ from ioptim.core.step import Level, Note, Outcome, Written
 from ioptim.core.task import Task
 from ioptim.errors import PlanError, StepError
 from ioptim.sources._assets import assets_in, copy_assets
-from ioptim.sources._code import local_files, module_file, names_defined, parse
+from ioptim.sources._code import local_files, module_file, names_defined, packages_imported, parse
 from ioptim.sources._paths import located, missing, outside, unreadable
 from ioptim.sources._pickle import SUFFIXES, convert, refusal
 from ioptim.sources._probe import probe
@@ -40,6 +41,7 @@ class FactoryModel(ModelSource):
         self.base = base
         self.root = root
         self.module, _, self.factory = spec.source.partition(":")[2].partition(":")
+        self.package = self.module.partition(".")[0]
         self.weights = located(spec.weights, base) if spec.weights else None
 
     def check(self) -> list[str]:
@@ -51,14 +53,14 @@ class FactoryModel(ModelSource):
         return objections + self._check_weights()
 
     def identity(self) -> Mapping[str, str]:
-        """Digests of the factory's file, of everything it imports from beside the recipe, of the weights and the assets."""
+        """Digests of the code, the weights and the assets; versions of the packages that the code imports.
+
+        The code is the factory's file and all that it imports from beside the recipe; of an installed package the factory's file alone.
+        """
         if objections := self.check():
             raise PlanError("; ".join(objections))
-        found = {"factory": f"{self.module}:{self.factory}"}
-        found |= {f"{CODE}/{name}": hash_file(path) for name, path in self._code().items()}
-        if not self._code():
-            found[f"{CODE}/{self.module}"] = hash_file(self._file())
-            found |= {"package": " ".join(self._distributions())}
+        found = {"factory": f"{self.module}:{self.factory}", "packages": self._packages()}
+        found |= {f"{CODE}/{name}": hash_file(path) for name, path in self._files().items()}
         if self.weights:
             found["weights"] = hash_file(self.weights)
         beside = self._file().parent
@@ -81,7 +83,8 @@ class FactoryModel(ModelSource):
             shutil.copyfile(path, folder / CODE / name)
         assets = copy_assets(self._file().parent, folder)
         self._write_weights(folder)
-        loader = {"kind": "factory", "factory": f"{self.module}:{self.factory}", "code": CODE}
+        # With `packages`, another version of one is another model to the steps that follow, even where code and weights are the same.
+        loader = {"kind": "factory", "factory": f"{self.module}:{self.factory}", "code": CODE, "packages": self._packages()}
         draft = ModelArtifact(path=folder, format=Format.TORCH, entry=WEIGHTS, facts={"loader": loader})
         try:
             module = load_module(draft)
@@ -154,9 +157,26 @@ class FactoryModel(ModelSource):
         assert path is not None, "check() comes first"
         return path
 
-    def _distributions(self) -> list[str]:
-        names = importlib.metadata.packages_distributions().get(self.module.partition(".")[0], [])
-        return [f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names))]
+    def _files(self) -> dict[str, Path]:
+        """Files to copy, or the one of an installed package; by the path that their relative imports start from."""
+        file = self._file()
+        depth = len(self.module.split(".")) + (file.name == "__init__.py")
+        return self._code() or {Path(*file.parts[-depth:]).as_posix(): file}
+
+    def _packages(self) -> str:
+        """Versions of the packages that the code imports or is in. `libraries` are in every torch step's key anyway."""
+        packages = packages_imported(self._files()) | (set() if self._code() else {self.package})
+        return self._versions(packages - set(self.libraries))
+
+    def _versions(self, packages: Collection[str]) -> str:
+        """Name and version of each distribution that installed one of these top-level packages."""
+        names = {name for package in packages for name in self._distributions.get(package, ())}
+        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(names))
+
+    @cached_property
+    def _distributions(self) -> Mapping[str, list[str]]:
+        """By top-level package. Kept: finding out takes 0.4 s where 200 distributions are installed."""
+        return importlib.metadata.packages_distributions()
 
     def _notes(self) -> tuple[Note, ...]:
         notes = []
@@ -166,6 +186,6 @@ class FactoryModel(ModelSource):
             text = f"allow_pickle: {self.weights.name} was read (tensors only) and kept as safetensors"
             notes.append(Note(level=Level.WARNING, text=text))
         if not self._code():
-            text = f"the factory is of an installed package ({', '.join(self._distributions())}), which must be there to open the model"
+            text = f"the factory is of an installed package ({self._versions([self.package])}), which must be there to open the model"
             notes.append(Note(text=text))
         return tuple(notes)

@@ -29,9 +29,21 @@ def test_an_alias_bomb_is_refused_at_once() -> None:
         document.parse("\n".join(lines))
 
 
-def test_deep_nesting_is_refused() -> None:
-    with pytest.raises(RecipeError, match="nested too deeply"):
-        document.parse("[" * 20_000 + "]" * 20_000)
+CHAIN = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 101))])
+
+
+@pytest.mark.parametrize("text", ["[" * 101 + "]" * 101, "- " * 101 + "x", "? " * 101 + "x", "[" * 500_000, "&a [*a]", CHAIN])
+def test_deep_nesting_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        document.parse(text, "r.yaml")
+    assert str(caught.value) == "r.yaml: the file is nested too deeply to be a recipe (more than 100 levels)"
+
+
+def test_a_hundred_levels_are_read() -> None:
+    data = document.parse("[" * 100 + "x" + "]" * 100 + "\n").data
+    for _ in range(100):
+        (data,) = data
+    assert data == "x"
 
 
 def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:

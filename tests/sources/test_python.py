@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def test_identity_is_the_code_that_is_imported(project: Path) -> None:
         "code/nets/parts/__init__.py",
         "code/nets/parts/layers.py",
         "factory",
+        "packages",
     ]
+    assert found["packages"] == ""
     (project / "nets/train.py").write_text("changed = True\n")
     assert source("python:nets.cnn:build", project).identity() == found
     (project / "nets/extra.py").write_text("x = 2\n")
@@ -57,6 +60,39 @@ def test_identity_is_the_code_that_is_imported(project: Path) -> None:
     assert changed != found
     (project / "nets/vocab.txt").write_text("a\nb\n")  # travels with the model
     assert source("python:nets.cnn:build", project).identity() != changed
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Installs a version of the distribution `Wide-Nets`, whose package is `widenets`."""
+    site = tmp_path / "site"
+    (site / "widenets").mkdir(parents=True)
+    (site / "widenets/__init__.py").write_text("import yaml\nfrom .parts import Net\ndef build(): ...\n")
+    (site / "wide_nets.dist-info").mkdir()
+    (site / "wide_nets.dist-info/top_level.txt").write_text("widenets\n")
+    monkeypatch.syspath_prepend(site)
+
+    def write(version: str) -> None:
+        (site / "wide_nets.dist-info/METADATA").write_text(f"Metadata-Version: 2.1\nName: Wide-Nets\nVersion: {version}\n")
+
+    return write
+
+
+@pytest.mark.parametrize("line", ["import widenets.parts as parts", "def f():\n    from widenets import Net"])
+def test_identity_has_the_versions_of_imported_packages(project: Path, install: Callable[[str], None], line: str) -> None:
+    (project / "nets/extra.py").write_text(f"import torch, os, nothing_installed\n{line}\n")  # torch: in the key as one of `libraries`
+    install("1.0")
+    found = source("python:nets.cnn:build", project).identity()
+    assert found["packages"] == "Wide-Nets 1.0"
+    install("1.1")
+    assert source("python:nets.cnn:build", project).identity() == {**found, "packages": "Wide-Nets 1.1"}
+
+
+def test_identity_of_a_factory_in_an_installed_package(project: Path, install: Callable[[str], None]) -> None:
+    install("1.0")
+    found = source("python:widenets:build", project).identity()
+    assert sorted(found) == ["code/widenets/__init__.py", "factory", "packages"]
+    assert found["packages"] == f"PyYAML {version('PyYAML')}, Wide-Nets 1.0"
 
 
 def test_no_such_module(project: Path) -> None:
@@ -177,7 +213,7 @@ def test_the_artifact_opens_where_its_source_is_gone(small: Path, tmp_path: Path
     assert outcome.written is not None
     assert [(s.name, s.dtype, s.shape) for s in outcome.written.inputs] == [("pixels", "float32", ("batch", 1, 3, 4))]
     assert [(s.name, s.dtype, s.shape) for s in outcome.written.outputs] == [("logits", "float32", ("batch", 3))]
-    assert outcome.written.facts["loader"] == {"kind": "factory", "factory": "small.net:build", "code": "code"}
+    assert outcome.written.facts["loader"] == {"kind": "factory", "factory": "small.net:build", "code": "code", "packages": ""}
     assert outcome.written.facts["parameters"] == 12 * 8 + 8 + 8 * 3 + 3
     assert [note.text for note in outcome.notes] == [
         "no `weights` were given: the module keeps those its factory made (random seed 0)"
@@ -190,6 +226,20 @@ def test_the_artifact_opens_where_its_source_is_gone(small: Path, tmp_path: Path
     module = load_module(model)
     assert call(module, TASK.dummy_feeds(model, 2, 0), model.outputs)["logits"].shape == (2, 3)
     assert verify(model) == []
+
+
+@pytest.mark.integration
+def test_another_version_of_an_imported_package_is_another_model(small: Path, tmp_path: Path, install: Callable[[str], None]) -> None:
+    code = "def build():\n    from torch import nn\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
+    (small / "small/net.py").write_text(f"{code}def unused():\n    import widenets\n")
+    digests = []
+    for number in ("1.0", "1.0", "1.1"):
+        install(number)
+        out = tmp_path / str(len(digests))
+        written = source("python:small.net:build", small).fetch(out, TASK).written
+        assert written is not None
+        digests.append(seal(ModelArtifact(path=out / "model", **written.model_dump())).digest)
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.integration
@@ -231,8 +281,10 @@ def test_a_factory_of_an_installed_package(small: Path, tmp_path: Path) -> None:
     factory = source("python:torch.nn.modules.flatten:Flatten", small)
     assert factory.check() == []
     found = factory.identity()
-    assert found["package"].startswith("torch ")
-    assert "code/torch.nn.modules.flatten" in found
+    assert "code/torch/nn/modules/flatten.py" in found
+    assert found["packages"] == ""  # torch is one of `libraries`
+    (note,) = (note.text for note in factory.fetch(tmp_path, TASK).notes if "installed" in note.text)
+    assert note == f"the factory is of an installed package (torch {version('torch')}), which must be there to open the model"
 
 
 @pytest.mark.integration
