@@ -54,7 +54,7 @@ def _server_ahead(args: argparse.Namespace) -> None:
 
         home = home_folder(args.home) / prefect_server.FOLDER
         if (home / prefect_server.DATABASE).is_file():
-            with contextlib.suppress(UnavailableError):  # it is said when the run asks for it
+            with contextlib.suppress(UnavailableError, ImportError):  # not writable, no Prefect: it is said when the run asks for it
                 prefect_server.start(home)
 
 
@@ -70,6 +70,16 @@ def _failed(args: argparse.Namespace, error: IoptimError | str, code: ExitCode) 
 def _terminated(*_: Any) -> NoReturn:
     """A polite kill ends a run as Ctrl-C does: children first."""
     raise KeyboardInterrupt
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days <= 36_500:  # not nan, and no date before the year 1
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from 0 to 36500")
+    return days
 
 
 class _Parser(argparse.ArgumentParser):
@@ -128,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--html", type=Path, metavar="FILE", help="also write an HTML page")
     cache = add("cache", "look after the store", home, as_json)
     cache.add_argument("action", choices=["ls", "verify", "prune"])
-    cache.add_argument("--older-than", type=float, default=30.0, metavar="DAYS", help="prune: results older than this (default: 30)")
+    cache.add_argument("--older-than", type=_days, default=30.0, metavar="DAYS", help="prune: results older than this (default: 30)")
     cache.add_argument("--dry-run", action="store_true", help="prune: only say what would go")
     add("sync", "upload runs that could not reach their MLflow server", home)
     ui = add("ui", "start MLflow's page on the local store (loopback only)", home)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import http.client
 import importlib.metadata
 import os
 import secrets
@@ -162,8 +163,10 @@ def check_reachable(api_url: str) -> None:
         if error.code in (401, 403):  # it is there and wants to know who asks: Prefect's client has the key
             return
         problem = f"answers /health with {error.code}; the address of the API ends in /api"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.InvalidURL) as error:
         problem = f"cannot be reached: {getattr(error, 'reason', error)}"
+    except http.client.HTTPException as error:
+        problem = f"does not answer in HTTP: {error!r}"
     raise UnavailableError(f"the Prefect server at {api_url} (PREFECT_API_URL) {problem}. {fix}")
 
 
@@ -204,15 +207,15 @@ def _watch(parent: int) -> None:
 
 
 def _revision(home: Path) -> str:
-    """The Prefect that is installed and the revision of the database's tables; without tables the first alone."""
+    """The Prefect that is installed and the revision of the database's tables; without tables that can be read the first alone."""
     version = importlib.metadata.version("prefect")
     if not (home / DATABASE).is_file():
         return version
-    with contextlib.closing(sqlite3.connect(f"{(home / DATABASE).absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        try:
+    try:
+        with contextlib.closing(sqlite3.connect(f"{(home / DATABASE).absolute().as_uri()}?mode=ro", uri=True)) as connection:
             [(revision,)] = connection.execute("SELECT version_num FROM alembic_version")
-        except (sqlite3.Error, ValueError):
-            return version
+    except (sqlite3.Error, ValueError):
+        return version
     return f"{version} {revision}"
 
 

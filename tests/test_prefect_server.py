@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import http.server
+import importlib.metadata
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -69,6 +71,23 @@ def test_a_named_address_that_is_no_address() -> None:
         prefect_server.check_reachable("localhost")
 
 
+def test_a_port_that_is_no_number() -> None:
+    with pytest.raises(UnavailableError, match="cannot be reached: nonnumeric port: '42o0'. Start it"):
+        prefect_server.check_reachable("http://127.0.0.1:42o0/api")
+
+
+def test_a_port_that_speaks_something_else() -> None:
+    def greet() -> None:
+        with listening.accept()[0] as peer:
+            peer.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+            peer.recv(4096)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=greet).start()
+        with pytest.raises(UnavailableError, match=r"does not answer in HTTP: BadStatusLine\('SSH-2.0-OpenSSH_9.2"):
+            prefect_server.check_reachable(f"http://127.0.0.1:{listening.getsockname()[1]}/api")
+
+
 def test_a_named_server_that_is_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None: ...
@@ -114,6 +133,36 @@ def test_a_run_starts_it_before_anything_else_where_one_has_been(
     assert main(command) == 2
     assert len(started) == (0 if options else 1), "a server that the user names is used as it is"
     assert "missing.yaml" in capsys.readouterr().err
+
+
+def test_a_run_without_prefect_says_so_where_a_server_has_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = tmp_path / "home" / prefect_server.FOLDER / prefect_server.DATABASE
+    database.parent.mkdir(parents=True)
+    database.touch()
+    distribution = importlib.metadata.distribution
+
+    def without_prefect(name: str) -> importlib.metadata.Distribution:
+        if name == "prefect":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return distribution(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", without_prefect)
+    monkeypatch.setattr("ioptim.commands.run.installed", lambda name: name != "prefect")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert main(["run", str(ROOT / "recipes" / "bert-int8.yaml"), "--home", str(tmp_path / "home")]) == 3
+    said = "ioptim: prefect is not installed. Install it with: pip install 'ioptim[track]', or go without it: --engine local\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_database_that_cannot_be_opened_has_no_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    (tmp_path / prefect_server.DATABASE).touch()
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    assert not prefect_server._is_current(tmp_path)
 
 
 @pytest.mark.integration

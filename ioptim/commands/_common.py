@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ioptim.core.target import Hardware
 from ioptim.environment import home_folder
+from ioptim.errors import UnavailableError
 from ioptim.plan import Plan, make_plan
 from ioptim.recipe import Loaded, read_recipe
 
@@ -31,6 +34,19 @@ def load(args: argparse.Namespace) -> Loaded:
 
 def plan_of(args: argparse.Namespace, loaded: Loaded, hardware: Hardware) -> Plan:
     return make_plan(loaded, hardware, root_of(args))
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes a file that a command was asked for.
+
+    Raises:
+        UnavailableError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(f"cannot write {path}: {error.strerror or error}. Its folder must exist and be writable") from error
 
 
 def print_json(document: Any) -> None:

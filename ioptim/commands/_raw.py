@@ -65,7 +65,9 @@ def _of_queries(
     if node.config.get("server"):
         load = ServerLoad.model_validate(node.config["server"])
         found[load.tail.name] = tails = {model: _tails_ms(rounds, load) for model, rounds in blocks[Scenario.SERVER].items()}
-        rates = kept.get(RATE, {}) if load.rate_per_s is None else {model: [load.rate_per_s] * len(mine) for model, mine in tails.items()}
+        rates = kept.get(RATE, {})
+        if (asked := load.rate_per_s) is not None:  # what is not served within the bound has no cost
+            rates = {model: [asked if tail_ms <= load.latency_bound_ms else 0.0 for tail_ms in mine] for model, mine in tails.items()}
     found[COST.name] = {
         model: [nearest_cost(prices, rate, cost) for rate, cost in zip(rates.get(model, ()), costs, strict=False)]
         for model, costs in kept.get(COST.name, {}).items()

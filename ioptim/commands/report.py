@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ioptim.commands._common import home_of, print_json
+from ioptim.commands._common import home_of, print_json, writing
 from ioptim.commands.run import document
 from ioptim.errors import ExitCode
 from ioptim.report import summary_text, write_report
@@ -13,11 +13,13 @@ from ioptim.tracking import local
 
 
 def main(args: argparse.Namespace) -> ExitCode:
-    home = home_of(args)
     if args.list:
         return _list(args)
-    record = local.read_run(home, args.run)
-    path = write_report(record, local.run_folder(home, record.run_id))
+    home = home_of(args)
+    folder = local.find_run(home, args.run)
+    record = local.read_run(home, folder)
+    with writing(folder / local.REPORT):
+        path = write_report(record, folder)
     record = record.model_copy(update={"report": str(path)})
     if args.json:
         print_json(document(record))

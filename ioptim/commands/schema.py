@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from ioptim.commands._common import writing
 from ioptim.errors import ExitCode
 from ioptim.recipe import schema
 
@@ -12,7 +13,8 @@ from ioptim.recipe import schema
 def main(args: argparse.Namespace) -> ExitCode:
     text = json.dumps(schema(), indent=1) + "\n"
     if args.output:
-        args.output.write_text(text)
+        with writing(args.output):
+            args.output.write_text(text)
     else:
         print(text, end="")
     return ExitCode.PASS

@@ -81,10 +81,10 @@ class Evidence:
     same: bool = False
 
 
-def fewest(case: Case, confidence: float) -> int:
+def fewest(case: Case) -> int:
     """How many rows or blocks any verdict needs."""
     if case.quantile is not None:
-        return intervals.fewest_for_quantile(case.quantile, confidence)
+        return intervals.fewest_for_quantile(case.quantile, case.gate.confidence)
     if case.kind is Kind.EXACT:
         return 1
     return FEWEST_ROWS if case.binary else FEWEST_SCORES
@@ -178,12 +178,10 @@ def _of_column(case: Case, column: Sequence[float]) -> Evidence:
 
 
 def _order_statistics(column: Sequence[float], quantile: float, estimate: float) -> Evidence:
-    """A quantile, of whose column `fewest` has made sure that it is long enough."""
+    """A quantile. `fewest` has made sure of an interval at the gate's confidence; at a corrected one the rows may leave everything open."""
 
     def interval(confidence: float, n: int) -> Interval:
-        found = intervals.quantile_interval(column, quantile, confidence, n)
-        assert found is not None
-        return found
+        return intervals.quantile_interval(column, quantile, confidence, n) or (-math.inf, math.inf)
 
     return Evidence(estimate, interval)
 

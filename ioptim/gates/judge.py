@@ -82,11 +82,10 @@ def _findings(cases: Sequence[Case]) -> Iterator[Finding]:
     that is good enough in every slice is failed in no more than (1 - confidence) / 2 of all measurements, however many slices there are
     (Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6 (1979) 65-70).
 
-    A slice with too few rows is undecided, which keeps the gate from passing. It does not count among the m: it could not fail, and
-    its size says nothing about its outcome.
+    A slice with too few rows at the gate's confidence is undecided, which keeps the gate from passing. It does not count among the m:
+    it could not fail, and its size says nothing about its outcome.
     """
-    strictest = _corrected(cases[0].gate, len(cases))
-    stopped = {i: obstacle for i, case in enumerate(cases) if (obstacle := _obstacle(case, strictest)) is not None}
+    stopped = {i: obstacle for i, case in enumerate(cases) if (obstacle := _obstacle(case)) is not None}
     found = {i: evidence(case) for i, case in enumerate(cases) if i not in stopped}
     for i in [i for i, each in found.items() if not _has_interval(cases[i], each)]:
         stopped[i] = Verdict.UNDECIDED, _too_near_zero(cases[i])
@@ -120,7 +119,7 @@ def _corrected(gate: Gate, m: int) -> float:
     return gate.confidence if m == 1 else 1 - (1 - gate.confidence) / m
 
 
-def _obstacle(case: Case, confidence: float) -> tuple[Verdict, str] | None:
+def _obstacle(case: Case) -> tuple[Verdict, str] | None:
     """Why there is nothing to estimate, with the verdict that follows; every way to have none is told apart.
 
     A gap fails: a model without an answer is not as good as one with.
@@ -132,8 +131,8 @@ def _obstacle(case: Case, confidence: float) -> tuple[Verdict, str] | None:
     if (baseline := case.names[1]) is not None and len(case.baseline) != case.n:
         here, there = (words.count(n, case.kind) for n in (case.n, len(case.baseline)))
         return Verdict.UNDECIDED, f"{case.metric.name} is not paired: {case.names[0]} has {here}, {baseline} has {there}"
-    if case.n < (least := fewest(case, confidence)):
-        at = words.percent(case.gate.confidence if case.quantile is None else confidence)
+    if case.n < (least := fewest(case)):
+        at = words.percent(case.gate.confidence)
         return Verdict.UNDECIDED, (
             f"{words.count(case.n, case.kind)} of {case.metric.name} cannot decide at {at} confidence: at least {least} can"
         )
@@ -181,7 +180,7 @@ def _slice_result(finding: Finding) -> SliceResult:
         baseline_value=finding.values[1],
         estimate=finding.evidence.estimate if finding.evidence else None,
         interval=finding.interval,
-        confidence=finding.confidence if finding.interval else None,
+        confidence=finding.shown_at if finding.interval else None,
         verdict=finding.verdict,
     )
 

@@ -33,10 +33,17 @@ class Finding:
 
     @cached_property
     def interval(self) -> Interval | None:
-        """At the confidence that decided; None where the value is exact or nothing was estimated."""
+        """What is shown; None where the value is exact or nothing was estimated."""
         if self.evidence is None or self.evidence.interval is None:
             return None
-        return self.evidence.interval(self.confidence, self.case.n)
+        return self.evidence.interval(self.shown_at, self.case.n)
+
+    @cached_property
+    def shown_at(self) -> float:
+        """The confidence that decided, or the gate's own where the rows are too few for an interval at a corrected one."""
+        gate, found = self.case.gate, self.evidence
+        bounded = found is not None and all(map(math.isfinite, ends(gate, found, self.case.n, self.confidence)))
+        return self.confidence if bounded else gate.confidence
 
     @property
     def values(self) -> tuple[float | None, float | None]:
@@ -100,7 +107,7 @@ def _seen(finding: Finding) -> str:
     metric, (name, baseline) = case.metric, case.names
     here, there = (_shown(value, metric) for value in finding.values)
     n = "" if case.kind is Kind.EXACT else f", {count(case.n, case.kind)}"
-    spread = "" if finding.interval is None else f"{percent(finding.confidence)} interval {_interval(finding.interval)}{n}"
+    spread = "" if finding.interval is None else f"{percent(finding.shown_at)} interval {_interval(finding.interval)}{n}"
     if found.same:
         spread = spread.replace("interval", f"interval of the {'drop' if kind == 'max_drop' else 'ratio'}")
         return f"{metric.name} of {name} is {baseline}'s on every row ({here}; {spread})"

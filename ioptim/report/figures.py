@@ -63,7 +63,7 @@ def size(value: float) -> str:
 def seconds(value: float) -> str:
     if value < 0.1:
         return f"{value * 1000:.0f} ms"
-    return f"{value:.1f} s" if value < 90 else f"{value // 60:.0f} min {value % 60:.0f} s"
+    return f"{value:.1f} s" if value < 90 else "{} min {} s".format(*divmod(round(value), 60))
 
 
 def moment(utc: str) -> str:

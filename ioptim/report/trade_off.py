@@ -10,7 +10,7 @@ from typing import Any
 from ioptim.core.gate import GateResult
 from ioptim.core.step import TableFigure
 from ioptim.intervals import Interval
-from ioptim.report.figures import number, shown
+from ioptim.report.figures import Quantity, number, quantity, shown
 from ioptim.report.plot import SYMBOLS, Key, Plot, above, axis, logarithmic, said, thinned
 
 _LARGEST, _SMALLEST = 34.0, 9.0
@@ -108,7 +108,8 @@ def _bounds(gates: Sequence[GateResult], spots: Sequence[Spot], speed: str, qual
         if base is None and result.gate.needs_baseline:
             continue
         start = 0.0 if base is None else base.speed if result.metric == speed else base.quality
-        at = {"min_speedup": start / bound if bound else 0.0, "max_ratio": start * bound, "min_ratio": start * bound}.get(kind, bound)
+        faster = start * bound if quantity(result.metric) is Quantity.RATE else start / bound if bound else 0.0
+        at = {"min_speedup": faster, "max_ratio": start * bound, "min_ratio": start * bound}.get(kind, bound)
         at = start - bound if kind == "max_drop" else at
         if at > 0 or result.metric == quality:
             found[result.metric == quality][at] = f"{kind} {number(bound)}"

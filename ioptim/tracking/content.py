@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ioptim.core.artifact import write_json
+from ioptim.core.gate import Verdict
 from ioptim.core.record import NodeRecord, RunRecord
 from ioptim.core.step import TableFigure
 from ioptim.tracking import local
 from ioptim.tracking.summary import Summary
+
+_WORST_LAST = (Verdict.PASS, Verdict.UNDECIDED, Verdict.FAIL)
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, str]:
@@ -102,9 +105,10 @@ def run_tags(run: RunRecord) -> dict[str, str]:
 def verdict_tags(run: RunRecord, summary: Summary) -> dict[str, str]:
     tags = {"ioptim.gate": gate_word(run), "ioptim.status": run.status.value}
     for node in run.nodes:
-        for gate in node.gates:
+        for gate in sorted(node.gates, key=lambda gate: _WORST_LAST.index(gate.verdict)):  # of two with one name the worse one stays
             by = re.sub(r"[^\w.-]", "_", f".by-{gate.gate.slices}") if gate.gate.slices else ""  # a column's name; MLflow refuses some
-            tags[f"ioptim.gate.{node.id}.{gate.metric}.{gate.gate.bound[0]}{by}.{gate.candidate}"] = gate.verdict.value
+            against = f".against-{gate.baseline}" if gate.baseline else ""
+            tags[f"ioptim.gate.{node.id}.{gate.metric}.{gate.gate.bound[0]}{by}.{gate.candidate}{against}"] = gate.verdict.value
     if summary.candidate:
         tags["ioptim.summary_of"] = summary.candidate
     if summary.quality:

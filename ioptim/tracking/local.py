@@ -104,22 +104,31 @@ def _replace(path: Path, text: str, *, sure: bool) -> None:
 
 
 def read_run(home: Path, which: str | Path) -> RunRecord:
-    """A run by id, by the start of its id, by path (folder or run.json) or `latest`.
+    """The run that `find_run` finds.
 
     Raises:
-        UnavailableError: there is no such run (the most recent ones are named), several begin so, or the record is damaged.
+        UnavailableError: it is not found, or its record is damaged.
     """
-    path = Path(which)
+    return _read(find_run(home, which) / RECORD)
+
+
+def find_run(home: Path, which: str | Path) -> Path:
+    """The folder of a run by id, by the start of its id, by path (folder or run.json, of any home) or `latest`.
+
+    Raises:
+        UnavailableError: there is no such run (the most recent ones are named), or several begin so.
+    """
+    path = Path(os.path.abspath(which))  # `.` has a parent too
     if path.name == RECORD and path.is_file():
-        return _read(path)
+        return path.parent
     if (path / RECORD).is_file():
-        return _read(path / RECORD)
+        return path
     ids = list(_run_ids(home))
     if which == "latest" and ids:
-        return _read(run_folder(home, ids[0]) / RECORD)
+        return run_folder(home, ids[0])
     matches = [run_id for run_id in ids if run_id == str(which)] or [i for i in ids if str(which) and i.startswith(str(which))]
     if len(matches) == 1:
-        return _read(run_folder(home, matches[0]) / RECORD)
+        return run_folder(home, matches[0])
     if matches:
         raise UnavailableError(f"{len(matches)} runs begin with {str(which)!r}: {_listed(matches)}. Write more of the id")
     there = f"The latest are {_listed(ids)}" if ids else "There are none yet; `ioptim run RECIPE` makes one"

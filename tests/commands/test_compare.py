@@ -42,6 +42,13 @@ def test_other_hardware(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "  cores and threads  2, 4" in said
 
 
+def test_a_page_that_cannot_be_written(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = home / "missing" / "compared.html"
+    assert main(["compare", "a", "b", "--home", str(home), "--html", str(page)]) == ExitCode.UNAVAILABLE
+    said = capsys.readouterr().err
+    assert said == f"ioptim: cannot write {page}: No such file or directory. Its folder must exist and be writable\n"
+
+
 def test_page_and_json(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "compared.html"
     assert main(["compare", "a", "b", "c", "--home", str(home), "--html", str(page), "--json"]) == ExitCode.PASS

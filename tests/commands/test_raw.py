@@ -94,6 +94,15 @@ def test_a_cost_is_that_of_one_of_the_prices_at_the_rate_that_was_kept(tmp_path:
     assert list(costs.values["source"]) == derived["cost_per_million"]["source"] == [None] * 6  # it serves nothing
 
 
+def test_a_round_that_missed_the_bound_of_a_given_rate_has_no_cost(tmp_path: Path) -> None:
+    node, samples, raw = measured(tmp_path, GIVEN)
+    costs = samples["cost_per_million"]
+    claimed = costs.model_copy(update={"values": dict.fromkeys(costs.values, (8.0,) * 6)})
+    derived = derive(raw, node, [claimed], list(PRICES.values()))["cost_per_million"]
+    assert list(costs.values["source"]) == derived["source"] == [None] * 6
+    assert None not in derived["compile"]
+
+
 def test_a_scenario_that_is_not_in_the_file_gives_nothing(tmp_path: Path) -> None:
     node, samples, raw = measured(tmp_path, None)
     from pyarrow import compute, parquet

@@ -49,6 +49,23 @@ def test_the_list(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said.endswith(f"2 runs in {home / 'runs'}\n")
 
 
+def test_a_run_of_another_home_gets_its_report_there(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, other = home / "runs" / "20261120-081832-sst2-3f2a91", tmp_path / "other"
+    monkeypatch.chdir(folder)
+    for named in (str(folder), str(folder / "run.json"), "."):
+        assert main(["report", named, "--home", str(other)]) == ExitCode.PASS
+        (folder / "report.html").unlink()
+        (folder / "report.md").unlink()
+    assert not other.exists()
+
+
+def test_a_report_that_cannot_be_written(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = home / "runs" / "20261121-081832-sst2-3f2a91" / "report.html"
+    report.mkdir()
+    assert main(["report", "--home", str(home)]) == ExitCode.UNAVAILABLE
+    assert f"cannot write {report}: Is a directory. Its folder must exist and be writable" in capsys.readouterr().err
+
+
 def test_a_run_that_is_not_there(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "nothing", "--home", str(home)]) == ExitCode.UNAVAILABLE
     assert "nothing" in capsys.readouterr().err

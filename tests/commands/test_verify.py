@@ -189,6 +189,16 @@ def test_a_home_that_has_moved_holds(home: Path, capsys: pytest.CaptureFixture[s
     assert verified(home.parent / "elsewhere", capsys, ExitCode.PASS) == {}
 
 
+def test_a_run_of_another_home_is_held_against_that_home(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Recorded(home).path.parent
+    monkeypatch.chdir(folder)
+    for named in (str(folder), str(folder / "run.json"), "."):
+        assert main(["verify", named, "--home", str(home.parent / "other")]) == ExitCode.PASS
+        assert "holds: 9 ok, 0 wrong, 0 to note" in capsys.readouterr().out
+
+
 def test_a_changed_byte_in_the_store_is_found(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Recorded(home)
     artifact = run.record.nodes[0].artifact
@@ -366,6 +376,8 @@ def test_a_baseline_of_another_target_than_the_candidate_s_is_found(home: Path, 
         document.update(status="passed", exit_code=0)
 
     run.change(lambda document: compare_with("cpu", document))
+    assert verified(home, capsys, ExitCode.PASS) == {}
+    run.change(lambda document: document["nodes"][0].update(target=None))  # a model made for no target is that of the step
     assert verified(home, capsys, ExitCode.PASS) == {}
     run.change(lambda document: compare_with("gpu", document))
     assert "the step has this gate, and the record no verdict on it" in verified(home, capsys).values()

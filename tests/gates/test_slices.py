@@ -143,9 +143,38 @@ def test_bounds_on_values_and_quantiles_have_slices_too() -> None:
         slices={"genre": ("prose",) * 600 + ("verse",) * 400},
     )
     quantile = one(cosine, min_value=0.8)
-    assert (quantile.verdict, quantile.slice) == (Verdict.UNDECIDED, "verse")
-    # The two slices are asked at 97.5 %, for which 400 rows are not enough to have seen the worst of a hundred.
-    assert "400 rows of output_cosine_p1 cannot decide at 97.5 % confidence: at least 437 can" in quantile.reason
+    assert (quantile.verdict, quantile.slice) == (Verdict.PASS, "verse")
+    assert [part.confidence for part in quantile.slices] == [0.95, 0.95]
+
+
+def cosines(**genres: tuple[int, float]) -> Samples:
+    """Rows of several genres, all rows of a genre alike."""
+    values = tuple(value for rows, value in genres.values() for _ in range(rows))
+    names = tuple(genre for genre, (rows, _) in genres.items() for _ in range(rows))
+    return Samples(metric=COSINE_P1, kind=Kind.PAIRED_ROWS, values={"int8": values}, slices={"genre": names})
+
+
+def test_a_slice_passes_a_quantile_s_bound_with_the_rows_that_one_slice_needs() -> None:
+    """At 95 % that is 368; at the 97.5 % at which one of two slices is asked whether it fails it would be 437."""
+    assert one(cosines(prose=(400, 0.95), verse=(400, 0.95)), min_value=0.9).verdict is Verdict.PASS
+    few = one(cosines(prose=(400, 0.95), verse=(367, 0.95)), min_value=0.9)
+    assert verdicts(few) == {"verse": "undecided", "prose": "pass"}
+    assert "367 rows of output_cosine_p1 cannot decide at 95 % confidence: at least 368 can" in few.reason
+
+
+def test_a_slice_with_too_few_rows_for_the_corrected_confidence_cannot_fail_and_shows_the_gate_s_own_interval() -> None:
+    result = one(cosines(prose=(400, 0.95), verse=(400, 0.5)), min_value=0.9)
+    assert (result.verdict, result.slice, result.interval, result.slices[0].confidence) == (Verdict.UNDECIDED, "verse", (0.5, 0.5), 0.95)
+    assert result.reason == (
+        "worst of 2 slices by genre, verse: output_cosine_p1 of int8 is 0.5 (95 % interval 0.5 to 0.5, 400 rows): undecided against"
+        " min_value 0.9; about 440 rows of it would decide at this rate (95 % corrected for 2 slices by Holm's method)"
+    )
+    with_one_that_falls_first = one(cosines(prose=(500, 0.5), verse=(400, 0.5)), min_value=0.9)
+    assert verdicts(with_one_that_falls_first) == {"prose": "fail", "verse": "fail"}
+
+
+def test_a_slice_that_is_stopped_does_not_ask_more_rows_of_the_others() -> None:
+    assert verdicts(one(cosines(prose=(400, 0.5), verse=(10, 0.5)), min_value=0.9)) == {"prose": "fail", "verse": "undecided"}
 
 
 def test_what_cannot_be_sliced_says_so() -> None:

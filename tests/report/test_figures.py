@@ -49,4 +49,4 @@ def test_no_value_no_change_and_no_direction_no_judgement() -> None:
 
 
 def test_seconds() -> None:
-    assert [seconds(value) for value in (0.012, 3.14159, 192.0)] == ["12 ms", "3.1 s", "3 min 12 s"]
+    assert [seconds(value) for value in (0.012, 3.14159, 119.6, 192.0)] == ["12 ms", "3.1 s", "2 min 0 s", "3 min 12 s"]

@@ -41,6 +41,15 @@ def test_bounds_start_from_the_gates_baseline(records: ModuleType, tmp_path: Pat
     assert [note["text"] for note in plot.layout["annotations"]] == ["accuracy", "min_speedup 2.2", "max_drop 0.02"]
 
 
+def test_faster_by_a_rate_is_further_right(records: ModuleType, tmp_path: Path) -> None:
+    [gate] = [gate for gate in records.passed(tmp_path).gates if gate.gate.bound[0] == "min_speedup"]
+    name = "throughput_per_s"
+    plot = trade_off("T", name, "accuracy", spots(), [gate.model_copy(update={"metric": name})])
+    assert plot is not None
+    [speed] = plot.layout["shapes"]
+    assert speed["x0"] == speed["x1"] == pytest.approx(2.9 * 2.2)
+
+
 def test_a_slices_bound_is_not_that_of_all_rows(records: ModuleType, tmp_path: Path) -> None:
     gates = [gate.model_copy(update={"slice": "long"}) for gate in records.passed(tmp_path).gates]
     plot = trade_off("T", "latency_p50_ms", "accuracy", spots(), gates)

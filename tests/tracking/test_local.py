@@ -52,6 +52,7 @@ def test_a_run_is_found_by_prefix_path_and_latest(tmp_path: Path) -> None:
         local.create_run(tmp_path, run_record(run_id))
     for which in ("20261121-08", tmp_path / "runs/20261121-080000-a-000001", tmp_path / "runs/20261121-080000-a-000001/run.json"):
         assert local.read_run(tmp_path, which).run_id == "20261121-080000-a-000001"
+        assert local.find_run(tmp_path, which) == tmp_path / "runs/20261121-080000-a-000001"
     assert local.read_run(tmp_path, "latest").run_id == "20261121-090000-b-000002"
     assert [run.run_id[-1] for run in local.list_runs(tmp_path)] == ["2", "1"]
     assert len(local.list_runs(tmp_path, limit=1)) == 1

@@ -106,7 +106,7 @@ def test_a_run_with_its_steps_models_and_verdicts(tmp_path: Path, home: Path) ->
     assert parent.data.metrics["speedup"] == 8.0
     tags = parent.data.tags
     assert (tags["ioptim.kind"], tags["ioptim.gate"], tags["ioptim.hardware"]) == ("pipeline", "passed", run.hardware.fingerprint)
-    assert tags["ioptim.gate.validate-cpu.accuracy.max_drop.compile-cpu"] == "pass"
+    assert tags["ioptim.gate.validate-cpu.accuracy.max_drop.compile-cpu.against-source"] == "pass"
     assert [(i.dataset.name, i.tags[0].value) for i in parent.inputs.dataset_inputs] == [("retrieval", "validation")]
     assert _names(client, state.run_id) == [
         "environment.json",
