@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ioptim.core.task import Feeds
 
 MAX_LENGTH = 512
-"""Tokens that `padding: max_length` pads to where the task sets no other."""
+"""Tokens that `padding: max_length` pads to where the task does not know the model's."""
 
 Rows = tuple[int, ...]
 
@@ -72,4 +72,5 @@ class Inputs:
         """An example as long as all are to be."""
         if self.padding == "longest":
             return max(self._examples, key=lambda feeds: sum(array.size for array in feeds.values()))
-        return self._task.dummy_feeds(self._model, 1, getattr(self._task, "max_length", None) or MAX_LENGTH)
+        longest = getattr(self._task, "longest", None)  # of a task on text
+        return self._task.dummy_feeds(self._model, 1, longest(self._model) if longest else MAX_LENGTH)

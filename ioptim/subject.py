@@ -241,7 +241,7 @@ class _Agreement:
 
         self.rows += 1
         for name, wanted in alone.items():
-            if wanted.dtype.kind != "f" or wanted.ndim != outputs[name].ndim or len(wanted) != 1 or place >= len(outputs[name]):
+            if wanted.dtype.kind != "f" or wanted.ndim != outputs[name].ndim or wanted.shape[:1] != (1,) or place >= len(outputs[name]):
                 continue
             got: np.ndarray = outputs[name][place][tuple(map(slice, wanted.shape[1:]))].astype("float64")
             wanted = wanted[0].astype("float64")

@@ -141,7 +141,7 @@ class Training:
 
     def _train(self) -> None:
         """Steps until the epochs, the time or the patience is used up; says in `progress.ended` which."""
-        every = max(1, self.per_epoch // self.settings.evaluations)
+        every = math.ceil(self.per_epoch / self.settings.evaluations)  # rounded up: never more looks than were asked for
         drawn = max(1, self.total // CURVE_POINTS)
         self.trained.train()
         for index in self._remaining():

@@ -94,6 +94,16 @@ def test_values_that_yaml_takes_for_what_they_are_not(folder: Path, capsys: pyte
     assert text.startswith("ioptim: r.yaml: --set seed: ") and message in text
 
 
+def test_brackets_without_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "deep.yaml").write_text(f"{RECIPE}description: {'[' * 30_000}\n")
+    message = "the file is nested too deeply to be a recipe (more than 100 levels)"
+    assert said(capsys, "validate", "deep.yaml") == (2, f"ioptim: deep.yaml: {message}\n")
+    assert said(capsys, "validate", "r.yaml", "--set", f"description={'[' * 30_000}") == (
+        2,
+        f"ioptim: r.yaml: --set description: {message}\n",
+    )
+
+
 def test_text_after_set_in_another_encoding(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, "validate", "r.yaml", "--set", "description=caf\udce9") == (
         2,
@@ -228,6 +238,11 @@ def test_json_says_the_same_on_standard_output_alone(folder: Path, capsys: pytes
         (["report", "nothing"], "there is no run 'nothing' in "),
         (["steps", "quantise"], "there is no step 'quantise'; did you mean 'quantize'?"),
         (["cache", "ls"], "there is no store in "),
+        (["cache", "prune", "--older-than", "36500"], "there is no store in "),
+        *(
+            (["cache", "prune", "--older-than", days], f"argument --older-than: '{days}' is not a number of days from 0 to 36500")
+            for days in ("999999", "inf", "nan", "-5", "a week")
+        ),
         (["ui"], "yet; `ioptim run RECIPE` makes it"),
     ],
 )

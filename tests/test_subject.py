@@ -41,7 +41,7 @@ def model(tmp_path: Path) -> ModelArtifact:
             entry="null.json",
             inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence")),),
             outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 2)),),
-            facts={"runtime": "null", "target": "cpu"},
+            facts={"runtime": "null"},
         )
     )
 
@@ -220,6 +220,17 @@ def test_a_batch_that_answers_as_its_rows_is_timed(subject: Subject, monkeypatch
     assert subject.serve({"load": {"queries": 20, "rate_per_s": 5e3}, "max_batch": 3, "max_delay_s": 0.0, "lead_in": 0})["seconds"]
 
 
+def test_an_output_that_is_one_number_is_passed_over(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    def answer(feeds: Any) -> Any:
+        return {"logits": feeds["input_ids"].sum(1, keepdims=True).astype("float32"), "loss": np.array(0.5, "float32")}
+
+    monkeypatch.setattr(subject.session, "run", answer)
+    prepare(subject, batch_size=2)
+    assert block(subject, "offline", 4, batch_size=2)["seconds"]
+
+
 def test_a_batch_that_answers_otherwise_than_its_rows_is_not_timed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sign for each row, by whether its last place holds a word: padding turns it round."""
     scripted(subject, monkeypatch, lambda ids: (ids[:, -1:] != 0) * 2 - 1)
@@ -259,7 +270,8 @@ def test_the_whole_step_on_this_worker(
     monkeypatch.setattr("ioptim.steps.benchmark.search.TRIAL_S", 0.1)
     load = ServerLoad(latency_bound_ms=1000, percentile=0.9, rate_per_s=200, max_batch=(4,))
     step = Benchmark(scenarios=tuple(Scenario), rows=4, batch_size=2, streams=2, blocks=6, duration_s=0.2, padding="bucketed", server=load)
-    outcome = step.run(model, WorkerContext({**subject_request, "candidates": {"compile": str(model.path)}}))
+    models = {"candidates": {"compile": str(model.path)}, "opened_on": {"compile": "cpu"}}
+    outcome = step.run(model, WorkerContext({**subject_request, **models}))
     assert {"latency_p50_ms", "multi_stream_p50_ms", "throughput_per_s", "server_p90_ms", "cost_per_million"} <= set(outcome.metrics)
     assert outcome.metrics["server_rate_per_s"] == 200
     assert outcome.metrics["cost_per_million"] == pytest.approx(0.72 / 3600 / 200 * 1e6)

@@ -100,6 +100,11 @@ def test_learns_and_keeps_the_best(tmp_path: Path) -> None:
     assert task.quality() == pytest.approx(progress.best)
 
 
+def test_looks_at_most_as_often_as_was_asked(tmp_path: Path) -> None:
+    progress = Regression().train(tmp_path, replace(SETTINGS, epochs=1, evaluations=6))
+    assert [point.step for point in progress.points if point.quality is not None] == [2, 4, 6, 8, 10]
+
+
 def train_in_processes(argument: dict[str, Any]) -> list[float]:
     """The training of one of two processes; runs in it."""
     meet(2, cpu=True)

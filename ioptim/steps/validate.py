@@ -123,13 +123,14 @@ def _objections(gate: Gate, where: Where) -> Iterator[str]:
 
 
 def _measured(models: Mapping[str, ModelArtifact], table: Table, batch_size: int, ctx: Context) -> dict[str, _Subject]:
-    """Every model in turn, alone in memory; one that has two names runs once."""
+    """Every model in turn, alone in memory; one that has two names on a target runs once."""
     found: dict[str, _Subject] = {}
-    by_digest: dict[str, _Subject] = {}
+    ran: dict[tuple[str, str | None], _Subject] = {}
     for place, (name, model) in enumerate(models.items()):
-        if not model.digest or model.digest not in by_digest:
-            by_digest[model.digest] = _run_model(name, model, table, batch_size, ctx, place / len(models), 1 / len(models))
-        found[name] = by_digest[model.digest]
+        key = model.digest, model.target
+        if not model.digest or key not in ran:
+            ran[key] = _run_model(name, model, table, batch_size, ctx, place / len(models), 1 / len(models))
+        found[name] = ran[key]
     ctx.progress(1.0, "scoring")
     return found
 

@@ -16,6 +16,7 @@ class Subject:
 
     def __init__(self, argument: dict[str, Any]) -> None:
         self.model = json.loads((Path(argument["model"]) / "model.json").read_text())
+        self.target = argument["request"]["target"]
         self.calls: list[Any] = [["logs", Path(argument["logs"]).name]]
         self.begun: dict[str, Any] | None = None
         self.blocks = self.trials = 0
@@ -67,7 +68,8 @@ class Subject:
         return {"load_s": 0.5, "first_inference_s": 0.02}
 
     def facts(self, _: Any) -> dict[str, Any]:
-        return {"provider": "fake", "calls": self.calls, "omp": os.environ["OMP_NUM_THREADS"], "cpus": len(os.sched_getaffinity(0))}
+        here = {"target": self.target, "omp": os.environ["OMP_NUM_THREADS"], "cpus": len(os.sched_getaffinity(0))}
+        return {"provider": "fake", "calls": self.calls, **here}
 
     def _batch_s(self, rows: int) -> float:
         return self.model["seconds"] * (1 + rows) / 2

@@ -41,7 +41,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch, **busy: float) -> None:
 def artifact(folder: Path, size: int = 1000, target: str = "cpu", **spec: Any) -> ModelArtifact:
     folder.mkdir(parents=True)
     (folder / "model.json").write_text(json.dumps(spec).ljust(size))
-    return seal(ModelArtifact(path=folder, format=Format.NULL, entry="model.json", facts={"target": target}))
+    return seal(ModelArtifact(path=folder, target=target, format=Format.NULL, entry="model.json"))
 
 
 class FakeContext:
@@ -58,7 +58,7 @@ class FakeContext:
         self.said: list[tuple[float, str]] = []
 
     def target_of(self, model: ModelArtifact) -> SimpleNamespace:
-        return SimpleNamespace(name=model.facts["target"], threads=1, price_per_hour=self.price)
+        return SimpleNamespace(name=model.target, threads=1, price_per_hour=self.price)
 
     def progress(self, done: float, message: str) -> None:
         self.said.append((done, message))
@@ -271,6 +271,8 @@ def test_several_candidates_stay_apart_and_meet_their_own_targets_baseline(tmp_p
     assert outcome.subjects["compile-a"]["speedup_vs_runtime-fp32"] == pytest.approx(2)
     assert outcome.subjects["compile-b"]["speedup_vs_runtime-fp32"] == pytest.approx(3)
     assert outcome.subjects["compile-b"]["speedup_vs_source"] == pytest.approx(2)
+    opened_on = {name: facts["target"] for name, facts in outcome.facts["subjects"].items()}
+    assert opened_on == {"source": "cpu", "compile-a": "a", "compile-b": "b", "runtime-fp32@a": "a", "runtime-fp32@b": "b"}
 
 
 def test_a_model_that_crashes_is_named(tmp_path: Path) -> None:
@@ -473,6 +475,29 @@ def test_a_rate_that_is_given_is_kept(tmp_path: Path) -> None:
     assert "server: compile answers 600 requests per second not within 20 ms at p99 (27.7 ms) with max_batch 8, max_delay 0 ms" in texts(
         outcome, Level.WARNING
     )
+
+
+def test_a_rate_that_is_given_has_a_cost_only_within_the_bound(tmp_path: Path) -> None:
+    missed, _ = measure(server(rate_per_s=600), tmp_path / "missed", {"compile": artifact(tmp_path / "a", seconds=0.002)}, price=0.4)
+    assert "cost_per_million" not in missed.metrics
+    assert sample(missed, "cost_per_million").values["compile"] == (None,) * 6
+    (result,) = judge(Gate(metric="cost_per_million", max_value=1e6), missed.samples, ["compile"])
+    assert result.verdict is Verdict.FAIL
+    met, _ = measure(server(rate_per_s=100), tmp_path / "met", {"compile": artifact(tmp_path / "b", seconds=0.002)}, price=0.4)
+    cost = 0.4 / 3600 / 100 * 1e6
+    assert met.metrics["cost_per_million"] == pytest.approx(cost)
+    assert sample(met, "cost_per_million").values["compile"] == pytest.approx([cost] * 6)
+
+
+def test_one_round_of_a_given_rate_that_missed_the_bound_passes_no_gate_on_the_cost(tmp_path: Path) -> None:
+    trials = 3 + 5  # one with each setting, and five rounds
+    models = {"compile": artifact(tmp_path / "m", seconds=0.002, late_after=trials)}
+    outcome, _ = measure(server(rate_per_s=100), tmp_path / "out", models, price=0.4)
+    cost = 0.4 / 3600 / 100 * 1e6
+    assert sample(outcome, "cost_per_million").values["compile"] == (*[pytest.approx(cost)] * 5, None)
+    assert outcome.metrics["cost_per_million"] == pytest.approx(cost), "the median round meets the bound"
+    (result,) = judge(Gate(metric="cost_per_million", max_value=1e6), outcome.samples, ["compile"])
+    assert result.verdict is Verdict.FAIL
 
 
 def test_a_rate_that_this_machine_cannot_issue_is_refused(tmp_path: Path) -> None:

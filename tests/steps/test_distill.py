@@ -505,6 +505,22 @@ def test_a_student_that_reads_other_tokens(bert: Callable[..., ModelArtifact], t
     assert step(student={"checkpoint": "s"}, losses={"logits": 1}).run(teacher, ctx).metrics["steps"] == 6
 
 
+@pytest.mark.integration
+def test_a_vocabulary_that_no_tokenizer_json_holds_is_compared_by_rows(bert: Callable[..., ModelArtifact], tmp_path: Path) -> None:
+    """Of the older `vocab.txt` alone, transformers makes the tokenizer."""
+    from transformers import AutoTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    old = bert({"vocab.txt": "\n".join(words)})
+    new = bert({"tokenizer.json": AutoTokenizer.from_pretrained(old.path).backend_tokenizer.to_str()})
+    (out := tmp_path / "out").mkdir()
+    table = Sentences(out).table("training")
+    Pair(Side(None, new, "t"), Side(None, old, "s")).check_tokens(table, TextClassification())
+    swapped = bert({"vocab.txt": "\n".join([*words[:-2], "b", "a"])})
+    with pytest.raises(StepError, match=r"^the tokenizers of the student \(s\) and its teacher \(t\) cut row training.tsv:2 into"):
+        Pair(Side(None, new, "t"), Side(None, swapped, "s")).check_tokens(table, TextClassification())
+
+
 # Images
 
 

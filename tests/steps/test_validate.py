@@ -220,6 +220,14 @@ def test_a_model_with_two_names_runs_once(tmp_path: Path) -> None:
     assert sample(outcome, "accuracy").values["compile"] == sample(outcome, "accuracy").values["source"]
 
 
+def test_a_model_that_two_targets_share_runs_on_each(tmp_path: Path) -> None:
+    ctx = FakeContext(tmp_path, {"source": FakeSession(parity)}, [])
+    source = ctx.baselines["source"]
+    ctx.candidates = {f"compile@{name}": source.model_copy(update={"target": name}) for name in ("one", "two")}
+    Validate().run(source, ctx)  # type: ignore[arg-type]
+    assert len(ctx.opened) == 3
+
+
 def test_nan_in_an_output_names_model_output_and_row(tmp_path: Path) -> None:
     def broken(letters: Any) -> dict[str, Any]:
         return {"logits": parity(letters)["logits"] * (np.nan if letters.shape[1] == 5 else 1)}

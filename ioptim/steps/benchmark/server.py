@@ -62,9 +62,12 @@ class Served:
 
     @property
     def rates(self) -> list[float]:
-        """What gates are judged from: of each round the rate asked for, or of a search the rate that met the bound; 0 where none did."""
-        if self.asked.rate_per_s is not None:
-            return [self.asked.rate_per_s] * len(self.rounds)
+        """Of each round the rate asked for; of a search the rate that met the bound, 0 where none did, which gates are judged from."""
+        return self.met_rates if self.asked.rate_per_s is None else [self.asked.rate_per_s] * len(self.rounds)
+
+    @property
+    def met_rates(self) -> list[float]:
+        """Of each round the rate that met the bound, 0 where none did, asked for or not: what gates on the cost are judged from."""
         return [trials[-1].rate_per_s if trials and trials[-1].met else 0.0 for trials in self.rounds]
 
     @property
@@ -90,6 +93,11 @@ class Served:
         tails = [trial.tail_s for trial in self.ends if trial.met or self.asked.rate_per_s is not None]
         return median(tails) * 1e3 if tails and self.rate_per_s else None
 
+    @property
+    def met_rate_per_s(self) -> float | None:
+        """The rate that a cost is of; None where the median round does not meet the bound."""
+        return self.rate_per_s if self.tail_ms is not None and self.tail_ms <= self.asked.latency_bound_ms else None
+
     def facts(self) -> dict[str, Any]:
         if self.setting is None:
             return {"trials": len(self.trials), **self.conditions}
@@ -111,7 +119,7 @@ class Served:
         price = "" if cost is None else f", at {cost:.3g} per million"
         if self.asked.rate_per_s is not None:
             assert tail_ms is not None, "every round has a tail"
-            met = tail_ms <= self.asked.latency_bound_ms
+            met = self.met_rate_per_s is not None
             text = f"{name} answers {rate:.4g} requests per second {'' if met else 'not '}within {bound} ({tail_ms:.3g} ms)"
             return [Note(text=f"server: {text} with {self.setting}{price}", level=Level.INFO if met else Level.WARNING)]
         notes = []

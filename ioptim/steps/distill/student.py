@@ -173,10 +173,10 @@ class Pair:
         if mine.digest == theirs.digest or not hasattr(task, "max_length") or not _tokenizer_files(mine):
             return
         fix = "a student needs its teacher's tokenizer. Trim a vocabulary after `distill`, not before"
-        sizes = [len(_vocabulary(artifact)) for artifact in (mine, theirs)]
-        if _vocabulary(mine) != _vocabulary(theirs):
+        my_tokens, their_tokens = _vocabulary(mine), _vocabulary(theirs)
+        if my_tokens and their_tokens and my_tokens != their_tokens:
             text = f"the student ({self.student.called}) and its teacher ({self.teacher.called}) read different vocabularies"
-            raise StepError(f"{text}, of {sizes[0]:,} and {sizes[1]:,} tokens; {fix}")
+            raise StepError(f"{text}, of {len(my_tokens):,} and {len(their_tokens):,} tokens; {fix}")
         few = Table(columns={k: v[:COMPARED_ROWS] for k, v in table.columns.items()}, rows=table.rows[:COMPARED_ROWS], origin=table.origin)
         both = zip(task.examples(few, mine), task.examples(few, theirs), strict=True)
         different = next((i for i, (a, b) in enumerate(both) if a["input_ids"].tolist() != b["input_ids"].tolist()), None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ioptim.core.artifact import Format
 from ioptim.roofline import BFLOAT16, FLOAT32, INT8, Roofs
 from ioptim.steps.profile.findings import Findings, Layer
+from ioptim.steps.profile.kinds import IN_BLOCKS
 
 WORTH_SAYING = 0.05
 """Share of the time below which nothing is said."""
@@ -72,8 +73,13 @@ def bounds(found: Findings, layers: Sequence[Layer], roofs: Roofs, precision: st
     return roof_now / now if now else 0.0, whole / (whole - now + least), whole / (whole - now + alike)
 
 
+def _float_products(found: Findings) -> list[Layer]:
+    """Products of float32 with float32. What is packed in blocks is as small already as int8 would make it, or smaller."""
+    return [layer for layer in found.layers if layer.is_product and layer.precision == FLOAT32 and layer.operator != IN_BLOCKS]
+
+
 def _int8(found: Findings, where: Situation) -> Advice | None:
-    layers = [layer for layer in found.layers if layer.is_product and layer.precision == FLOAT32 and layer.weight_bytes]
+    layers = [layer for layer in _float_products(found) if layer.weight_bytes]
     share = found.share(layers)
     if where.device != "cpu" or share < WORTH_SAYING:
         return None
@@ -102,7 +108,7 @@ def _int8_change(found: Findings, where: Situation, layers: Sequence[Layer]) -> 
 
 def _bfloat16(found: Findings, where: Situation) -> Advice | None:
     """OpenVINO and torch compute in it by themselves; ONNX Runtime has no kernels for it on CPUs."""
-    layers = [layer for layer in found.layers if layer.is_product and layer.precision == FLOAT32]
+    layers = _float_products(found)
     if found.roofs is None or BFLOAT16 not in found.roofs.peaks or found.share(layers) < WORTH_SAYING or where.device != "cpu":
         return None
     reached, at_most, alike = bounds(found, layers, found.roofs, BFLOAT16)

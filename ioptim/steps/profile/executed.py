@@ -18,10 +18,11 @@ from ioptim.onnx_graph import load_graph, nodes_of
 from ioptim.roofline import FLOAT32, INT8
 from ioptim.steps.profile.counts import count, size
 from ioptim.steps.profile.findings import Findings, Layer, Operator, Weights, affordable
-from ioptim.steps.profile.kinds import PRODUCTS, converts, kind_of, runs_in_int8
+from ioptim.steps.profile.kinds import IN_BLOCKS, PRODUCTS, converts, kind_of, runs_in_int8
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
 
     Feeds = Mapping[str, np.ndarray]
 
@@ -139,8 +140,17 @@ def _by_operator(layers: Sequence[Layer]) -> list[Operator]:
     return [Operator(name, calls[name], seconds[name]) for name in calls]
 
 
+def _packed(node: onnx.NodeProto) -> dict[str, int]:
+    """Parameters of a node's weight by its name, where its shape is that of the bytes they are packed in."""
+    if node.op_type != IN_BLOCKS:
+        return {}
+    sizes = {attribute.name: attribute.i for attribute in node.attribute}
+    return {node.input[1]: sizes["K"] * sizes["N"]}
+
+
 def _weights(path: Path) -> list[Weights]:
-    """Weights by the type of the operator that reads them, through a DequantizeLinear; scales and zero points count with them."""
+    """Weights by the type of the operator that reads them, through a DequantizeLinear; scales and zero points count with them. Of a packed
+    weight, parameters are what is packed in it."""
     import numpy as np
     import onnx
 
@@ -155,9 +165,10 @@ def _weights(path: Path) -> list[Weights]:
         kind = reader.get(node.output[0], node.op_type) if node.op_type == "DequantizeLinear" else node.op_type
         own = [weights.pop(name) for name in node.input if name in weights]
         counts[kind] += bool(own)
+        packed = _packed(node)
         for tensor in own:
             elements = math.prod(tensor.dims)
-            parameters[kind] += elements
+            parameters[kind] += packed.get(tensor.name, elements)
             sizes[kind] += elements * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
     found = [Weights(kind, counts[kind], parameters[kind], sizes[kind]) for kind in counts if counts[kind]]
     return sorted(found, key=lambda group: -group.parameters)

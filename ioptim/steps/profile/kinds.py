@@ -50,6 +50,9 @@ _VIEWS = (
 VIEWS = frozenset(_VIEWS.split())
 """Operators that move no bytes: they give a tensor another shape, or tell its shape."""
 
+IN_BLOCKS = "MatMulNBits"
+"""ONNX Runtime's matrix product with a packed weight, in blocks of 4 or 8 bits; it multiplies floats."""
+
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "FakeQuantize", "ReorderInput", "ReorderOutput", "Reorder")
 
 _INT8 = re.compile(r"^(QAttention|QOrdered\w+|QLinear\w+|QGemm|MatMulInteger\w*|ConvInteger|DynamicQuantize(MatMul|LSTM)|int_mm)$")

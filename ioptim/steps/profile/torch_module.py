@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ioptim import timing, torch_model
 from ioptim.core.artifact import ModelArtifact
+from ioptim.steps._flops import flop_counter
 from ioptim.steps.profile.counts import PER_ELEMENT
 from ioptim.steps.profile.findings import Findings, Layer, Operator, Weights, affordable
 from ioptim.steps.profile.kinds import PRODUCTS, VIEWS, kind_of, plain
@@ -229,9 +230,8 @@ def _counting(scopes: Scopes, weights: Set[int]) -> Any:
     """A dispatch mode that counts every operator that reaches a kernel, for the module that runs."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils.flop_counter import flop_registry
 
-    registry = {**flop_registry, **_missing_formulas()}
+    registry = flop_counter().flop_registry
 
     class Counting(TorchDispatchMode):
         def __init__(self) -> None:
@@ -289,17 +289,6 @@ def _count(counts: Counts, func: Any, args: Any, result: Any, operations: float 
 
 def _size(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _missing_formulas() -> dict[Any, Any]:
-    """Torch 2.13 knows the attention kernels of GPUs and not the one of the CPU."""
-    import torch
-    from torch.utils.flop_counter import sdpa_flop_count
-
-    def attention(query: Any, key: Any, value: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
-        return int(sdpa_flop_count(query.shape, key.shape, value.shape))
-
-    return {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
 
 
 def _layers(scopes: Scopes, counted: Mapping[str, Counts], module: torch.nn.Module) -> list[Layer]:

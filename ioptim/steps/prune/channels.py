@@ -326,7 +326,9 @@ def _shares(
 
 
 def _kept(group: Group, share: float, wanted: Channels) -> int:
-    """Channels that stay: the multiple next to what was asked for, at least one of it, at most all."""
+    """Channels that stay: the multiple next to what was asked for, at least one of it, at most all; all where nothing was asked to go."""
+    if not share:
+        return group.width
     asked = (1 - share) * group.width
     if asked < 0.5 and wanted.scope == "layer":
         raise StepError(

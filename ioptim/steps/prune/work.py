@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ioptim.core.step import TableFigure
+from ioptim.steps._flops import flop_counter
 
 if TYPE_CHECKING:
     import torch
@@ -27,10 +28,9 @@ class Work:
 def work(module: Any, batches: Sequence[Mapping[str, torch.Tensor]]) -> Work:
     """Counted while the first rows pass through."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     rows = batches[:COUNTED_ROWS]
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     with torch.no_grad(), counter:
         for feeds in rows:
             module(**feeds)

@@ -99,6 +99,14 @@ def test_bfloat16_where_the_cpu_has_it() -> None:
     )
 
 
+def test_what_is_packed_in_blocks_is_not_to_be_made_smaller() -> None:
+    roofs = Roofs({"float32": 100e9, "int8": 400e9, "bfloat16": 200e9}, memory_bandwidth=10e9)
+    blocks = Layer("m", "MatMulNBits", 1, 0.8, 80e9, 4.0)
+    assert advise(found(blocks, other(0.2), roofs=roofs), ONNX) == []
+    beside = advise(found(blocks, product(0.8, 80e9), roofs=roofs), ONNX)
+    assert [advice.share for advice in beside] == [0.5, 0.5], "of int8 and bfloat16"
+
+
 def test_fusing_before_and_after_compilation() -> None:
     profile = found(other(0.75), other(0.15, "Add"), other(0.1, "Softmax"))
     text = "25% of the time is in 2 small operators a row between the products (elementwise and softmax): fusing all of them away is worth"

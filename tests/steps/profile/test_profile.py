@@ -234,6 +234,33 @@ def test_a_quantized_weight_belongs_to_the_operator_that_uses_it(onnx_model: Mod
 
 
 @pytest.mark.integration
+def test_parameters_of_a_weight_in_blocks_are_what_is_packed_in_it(tmp_path: Path) -> None:
+    """64 x 256 numbers of 4 bits are 8192 bytes, and every 32 of them have a scale."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    sizes = {"K": 64, "N": 256, "bits": 4, "block_size": 32}
+    weights = {"table": np.ones((50, 64), "float32"), "b": np.full((256, 2, 16), 0x99, "uint8"), "scales": np.ones((256, 2), "float32")}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "ids"], ["x"]),
+            helper.make_node("MatMulNBits", ["x", "b", "scales"], ["y"], domain="com.microsoft", **sizes),
+        ],
+        "blocks",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "sequence"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "sequence", 256])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    (folder := tmp_path / "onnx").mkdir()
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), folder / "model.onnx")
+    outcome = profiled(seal(ModelArtifact(path=folder, format=Format.ONNX, entry="model.onnx")), FakeContext(tmp_path / "out"))
+    assert table(outcome, "Layers")["MatMulNBits"][1:3] == (1, 64 * 256 + 512)
+    assert outcome.metrics["parameters"] == 50 * 64 + 64 * 256 + 512
+
+
+@pytest.mark.integration
 def test_an_onnx_file_that_the_runtime_refuses(onnx_model: ModelArtifact, tmp_path: Path) -> None:
     import onnx
 

@@ -154,6 +154,17 @@ def test_global_takes_first_what_matters_least_for_its_cost() -> None:
 
 
 @pytest.mark.integration
+def test_what_nothing_was_asked_of_stays_whole_whatever_round_to_is() -> None:
+    import torch
+
+    groups, values = (group("conv1", 32), group("fc2", 84)), {"conv1": torch.arange(32.0), "fc2": torch.arange(84.0)}
+    named = Channels(pruning_ratio={"conv1": 0.5}, round_to=16)
+    assert chosen(groups, values, named, {}, comparable=False) == {"conv1": list(range(16))}
+    everywhere = Channels(pruning_ratio=0.25, scope="global", round_to=16)
+    assert chosen(groups, values, everywhere, {"conv1": 100.0, "fc2": 1e-3}, comparable=True) == {"conv1": list(range(16))}
+
+
+@pytest.mark.integration
 def test_round_to_and_exclude(own: Own, prune: Run) -> None:
     source = own()
     _, model = prune(source, channels={"pruning_ratio": 0.4, "round_to": 8, "exclude": ["block"], "recalibrate": False})
