@@ -349,7 +349,7 @@ def _inheritable(parent: ModelArtifact | None) -> dict[str, Any]:
     """Facts about the model itself (labels, model type) that stay true whatever a step does to it; not how to load it."""
     if parent is None:
         return {}
-    return {key: value for key, value in parent.facts.items() if key not in ("loader", "runtime", "target")}
+    return {key: value for key, value in parent.facts.items() if key not in ("loader", "runtime")}
 
 
 def now() -> str:

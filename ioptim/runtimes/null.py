@@ -29,7 +29,7 @@ class Null(Runtime):
 
     def compile(self, model: ModelArtifact, target: Target, out: Path) -> Outcome:
         write_json(out / ENTRY, {"model": model.digest})
-        written = Written(format=Format.NULL, entry=ENTRY, facts={"runtime": self.runtime, "target": target.name})
+        written = Written(format=Format.NULL, entry=ENTRY, facts={"runtime": self.runtime})
         note = Note(text="the null runtime computes nothing: every output is zero")
         return Outcome(written=written, notes=(note,), facts={"runtime": self.runtime, "device": "none"})
 

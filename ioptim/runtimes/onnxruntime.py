@@ -141,7 +141,7 @@ class OnnxRuntime(Runtime):
             entry=ENTRY,
             inputs=tuple(spec for spec in model.inputs if spec.name in names),
             facts={
-                **self._facts(target),
+                **self._facts(),
                 "graph_optimization": self.graph_optimization,
                 **({"widened_at_load": True} if report.half_weights(out / ENTRY)[0] else {}),
             },
@@ -371,8 +371,8 @@ class OnnxRuntime(Runtime):
         counts = {name: ops.total() for name, ops in nodes.items()}
         return {**found, "nodes_by_provider": counts, "cpu_fallback": dict(on_cpu)}
 
-    def _facts(self, target: Target) -> dict[str, Any]:
-        return {"runtime": self.runtime, "target": target.name, "instruction_sets": _instruction_sets()}
+    def _facts(self) -> dict[str, Any]:
+        return {"runtime": self.runtime, "instruction_sets": _instruction_sets()}
 
     def _copied(self, model: ModelArtifact, target: Target, out: Path, before: report.Counts) -> Outcome:
         """TensorRT's provider builds its engine from plain ONNX when a session opens; what it builds cannot be saved as ONNX."""
@@ -380,7 +380,7 @@ class OnnxRuntime(Runtime):
             if name not in model.assets:
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(model.path / name, out / name)
-        facts = {"runtime": self.runtime, "target": target.name}
+        facts = {"runtime": self.runtime}
         written = Written(format=Format.ONNX, entry=model.entry, facts=facts)
         note = Note(text="left as it is: TensorRT's execution provider fuses and builds when the model is opened")
         return Outcome(written=written, metrics={"nodes_before": float(sum(before.values()))}, notes=(note,), facts=facts)

@@ -70,9 +70,9 @@ class OpenVino(Runtime):
         openvino.save_model(network, out / ENTRY, compress_to_fp16=self.compress_to_fp16)
         compiled = self._compiled(_read(out / ENTRY), target)
         layers = _layers(compiled)
-        facts = {"runtime": self.runtime, "target": target.name, **self._facts(compiled, target)}
+        facts = {"runtime": self.runtime, **self._facts(compiled, target)}
         return Outcome(
-            written=Written(format=Format.OPENVINO, entry=ENTRY, facts={"runtime": self.runtime, "target": target.name}),
+            written=Written(format=Format.OPENVINO, entry=ENTRY, facts={"runtime": self.runtime}),
             metrics=_metrics(layers),
             tables=(_table(layers),),
             notes=_notes(layers, quantized),

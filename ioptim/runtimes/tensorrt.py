@@ -85,7 +85,7 @@ class TensorRt(Runtime):
             raise StepError(f"TensorRT {trt.__version__} could not build an engine: {log.said()}")
         (out / ENTRY).write_bytes(plan)
         self._keep_timing_cache(config)
-        facts = {"runtime": self.runtime, "target": target.name, "tensorrt": trt.__version__, "gpu": _gpu_name(cuda, target)}
+        facts = {"runtime": self.runtime, "tensorrt": trt.__version__, "gpu": _gpu_name(cuda, target)}
         engine = trt.Runtime(log).deserialize_cuda_engine((out / ENTRY).read_bytes())
         metrics = {"nodes_before": float(network.num_layers), "layers": float(engine.num_layers)}
         tf32 = "float32 products round to TF32" if self.tf32 else "float32 products stay float32"

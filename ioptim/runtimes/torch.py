@@ -54,7 +54,7 @@ class Torch(Runtime):
             if name not in model.assets:
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(model.path / name, out / name)
-        facts = {"runtime": self.runtime, "target": target.name, "mode": self.mode, "dtype": self.dtype}
+        facts = {"runtime": self.runtime, "mode": self.mode, "dtype": self.dtype}
         written = Written(format=Format.TORCH, entry=model.entry, facts={"loader": model.facts.get("loader"), **facts})
         when = "when a session first runs" if self.mode == "compile" else "nothing is optimized"
         return Outcome(written=written, notes=(Note(text=f"torch {self.mode}: the weights are copied, {when}"),), facts=facts)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from ioptim.core.artifact import Format, ModelArtifact
 from ioptim.core.step import Context, Outcome, Step, Where
@@ -33,10 +32,5 @@ class Compile(Step):
         written = outcome.written
         if written is None:
             raise AssertionError(f"the runtime {ctx.target.runtime.runtime} compiled nothing")
-        sealed = written.model_copy(update={"facts": {**_nameless(written.facts), "runtime": ctx.target.runtime.runtime}})
-        return outcome.model_copy(update={"written": sealed, "facts": _nameless(outcome.facts)})
-
-
-def _nameless(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the target's name: it is not in the key, so that another target with the same settings is given the same result."""
-    return {key: value for key, value in facts.items() if key != "target"}
+        sealed = written.model_copy(update={"facts": {**written.facts, "runtime": ctx.target.runtime.runtime}})
+        return outcome.model_copy(update={"written": sealed})

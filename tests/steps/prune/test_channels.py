@@ -157,7 +157,7 @@ def test_global_takes_first_what_matters_least_for_its_cost() -> None:
 def test_what_nothing_was_asked_of_stays_whole_whatever_round_to_is() -> None:
     import torch
 
-    groups, values = (group("conv1", 32), group("fc2", 84)), {"conv1": torch.arange(32.0), "fc2": torch.arange(84.0)}
+    groups, values = (group("conv1", 32), group("fc2", 84)), {"conv1": torch.arange(32.0), "fc2": torch.arange(84.0) + 1}
     named = Channels(pruning_ratio={"conv1": 0.5}, round_to=16)
     assert chosen(groups, values, named, {}, comparable=False) == {"conv1": list(range(16))}
     everywhere = Channels(pruning_ratio=0.25, scope="global", round_to=16)
