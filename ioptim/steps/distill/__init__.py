@@ -191,8 +191,8 @@ class Distill(Step):
         weights = self.losses
         assert weights is not None, "resolved by the plan"
         ctx.progress(0.0, "loading teacher and student")
-        # Spelt out on the CPU: the way back through torch's fused attention makes a step of a small encoder 1.3 to 1.4 times as long there.
-        spelt_out = weights.attention or self.device != "gpu"
+        # In bfloat16 on a CPU torch's fused attention is slow on the way back: 1.3 to 1.6 times the step (benchmarks/attention.py).
+        spelt_out = weights.attention or (self.device != "gpu" and self.precision == "bf16")
         pair = Pair.of(self.student, self.teacher, model, ctx, "eager" if spelt_out else None)
         table, chosen_by = self._tables(ctx)
         pair.check_tokens(table, ctx.task)
