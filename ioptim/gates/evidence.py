@@ -17,11 +17,6 @@ from ioptim.core.gate import Gate, Verdict
 from ioptim.core.metrics import Kind, Metric, Samples
 from ioptim.intervals import Interval
 
-FEWEST_ROWS = 10
-"""Below this many rows of 0 and 1 there is no verdict: ten equal outcomes still leave room for a true difference of 0.28."""
-FEWEST_SCORES = 30
-"""Below this many rows of other scores there is none: the bootstrap's 95 % are 85 % at 10 rows and 92 % at 30 (docs/gates.md)."""
-
 Column = Sequence[float | None]
 
 
@@ -83,11 +78,7 @@ class Evidence:
 
 def fewest(case: Case) -> int:
     """How many rows or blocks any verdict needs."""
-    if case.quantile is not None:
-        return intervals.fewest_for_quantile(case.quantile, case.gate.confidence)
-    if case.kind is Kind.EXACT:
-        return 1
-    return FEWEST_ROWS if case.binary else FEWEST_SCORES
+    return 1 if case.kind is Kind.EXACT else intervals.fewest(case.gate.confidence, case.quantile, binary=case.binary)
 
 
 def evidence(case: Case) -> Evidence:

@@ -10,9 +10,10 @@ from pydantic import Field
 
 from ioptim.core.artifact import Format, ModelArtifact
 from ioptim.core.outline import Outline
-from ioptim.core.step import ChartFigure, Context, Level, Note, Outcome, Series, Step, Where, Written
+from ioptim.core.step import Context, Level, Note, Outcome, Step, Where, Written
 from ioptim.errors import StepError
 from ioptim.steps import _simulate
+from ioptim.steps._curves import charts, curves
 from ioptim.steps._near_float import Batches, Near
 from ioptim.training import BF16_FLAGS, Progress, Settings, Training
 
@@ -166,7 +167,8 @@ class QAT(Step):
                 "training_s": round(progress.seconds, 1),
                 "steps": float(progress.step),
             },
-            charts=(_curve(progress, metric, per_epoch),),
+            charts=charts("Quantization-aware training", progress, metric, per_epoch, lower_is_better=True),
+            curves=curves(progress, metric, lower_is_better=True),
             notes=tuple(notes),
             facts={"precision": self.precision, "simulated": self.simulate, "ended": progress.ended, "best_step": progress.best_step},
         )
@@ -181,9 +183,3 @@ def _settle(pupil: torch.nn.Module, batches: Batches) -> None:
         for index in range(0, len(batches), max(1, len(batches) // SETTLED_ON)):
             pupil(**batches[index])
     pupil.eval()
-
-
-def _curve(progress: Progress, metric: str, per_epoch: int) -> ChartFigure:
-    looked = [(point.step / per_epoch, -point.quality) for point in progress.points if point.quality is not None]
-    series = (Series(name="dev rows", x=tuple(x for x, _ in looked), y=tuple(y for _, y in looked), line=True),)
-    return ChartFigure(title=f"Quantization-aware training: {metric}", kind="points", x_label="epoch", y_label=metric, series=series)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ioptim import non_finite, timing
+from ioptim import intervals, non_finite, timing
 from ioptim.core import slices
 from ioptim.core.artifact import ModelArtifact
 from ioptim.core.gate import Gate
-from ioptim.core.metrics import Kind, Samples
+from ioptim.core.metrics import Kind, Metric, Samples
 from ioptim.core.step import Context, Level, MeasuringStep, Note, Outcome, TableFigure, Where
 from ioptim.core.task import Table, Task
 from ioptim.errors import StepError
@@ -72,21 +72,21 @@ class Validate(MeasuringStep):
     changed_rows: int = Field(10, ge=0, le=100, description="rows whose score changed most, shown in the report with their text")
 
     def metric_names(self, task: Task) -> Sequence[str]:
-        """The task's metrics and the fidelity to the source model."""
-        return [metric.name for metric in (*task.metrics, *fidelity.metrics_for(task))]
+        return [metric.name for metric in _metrics(task)]
 
     def check(self, where: Where) -> list[str]:
         """A gate on rows bounds a drop, a ratio or a value, never a speedup; on a quantile of rows a value; slices are those there are."""
         return [f"gate on {gate.metric}: {text}" for gate in self.gates for text in _objections(gate, where)]
 
     def check_rows(self, table: Table, task: Task) -> list[str]:
-        """Objections to gates whose `slices` these rows do not have, and to any gate where all rows are one and the same."""
+        """Objections to gates that rows so few can never decide, or rows so alike, or whose `slices` they do not have."""
         asked = {gate.slices: gate.metric for gate in self.gates if gate.slices is not None}
         sliced = [f"gate on {metric}: {text}" for name, metric in asked.items() if (text := slices.objection(name, table, task))]
+        few = [f"gate on {gate.metric}: {text}" for gate in self.gates if (text := _undecidable(gate, table, task))]
         if not self.gates or len(table) < 2 or table.different > 1:
-            return sliced
+            return [*sliced, *few]
         same = f"all {len(table)} rows of {table.origin} are the same"
-        return [*sliced, f"{same}: one row repeated is the evidence of one row, and no gate can be judged"]
+        return [*sliced, *few, f"{same}: one row repeated is the evidence of one row, and no gate can be judged"]
 
     def run(self, model: ModelArtifact, ctx: Context) -> Outcome:
         table = ctx.table("validation")
@@ -107,6 +107,23 @@ class Validate(MeasuringStep):
             notes=(*_repeated(table), *_notes(samples, list(ctx.candidates), ctx.task.notes(table, _first(models))), *unlike),
             facts={"rows": len(table), "data": table.origin, "executed": {name: dict(s.facts) for name, s in subjects.items()}},
         )
+
+
+def _metrics(task: Task) -> tuple[Metric, ...]:
+    """The task's own, and the fidelity to the source model."""
+    return *task.metrics, *fidelity.metrics_for(task)
+
+
+def _undecidable(gate: Gate, table: Table, task: Task) -> str:
+    """Why a gate that must be decided cannot be on these rows, whatever they come to; empty where it can."""
+    metric = next((metric for metric in _metrics(task) if metric.name == gate.metric), None)
+    if metric is None or gate.undecided != "fail":
+        return ""
+    least = intervals.fewest(gate.confidence, metric.quantile, binary=not metric.continuous)
+    if len(table) >= least:
+        return ""
+    text = f"{len(table)} rows of {table.origin} can never decide at {gate.confidence * 100:.4g} % confidence; at least {least} can"
+    return f"{text}. Take more rows, or say what undecided shall do (`undecided: warn`)"
 
 
 def _objections(gate: Gate, where: Where) -> Iterator[str]:

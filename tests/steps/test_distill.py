@@ -18,8 +18,8 @@ from ioptim.core.task import Table
 from ioptim.errors import StepError
 from ioptim.shrink import spread
 from ioptim.sources import model_source
+from ioptim.steps._curves import curves
 from ioptim.steps.distill import Distill, Losses, Student, answers, losses
-from ioptim.steps.distill.curves import curves
 from ioptim.steps.distill.objective import Objective
 from ioptim.steps.distill.rows import Rows as Batches
 from ioptim.steps.distill.rows import _correlation, alike

@@ -121,6 +121,10 @@ def test_training_brings_the_rounded_model_nearer(tiny_bert: ModelArtifact, rows
     assert outcome.notes[0].text.startswith("14 layers simulated in int4-weights, trained on 24 rows after 8 epochs (")
     with safe_open(ctx.out / "model" / tiny_bert.entry, "pt") as file, safe_open(tiny_bert.model_path, "pt") as old:
         assert set(file.keys()) == set(old.keys()), "an ordinary checkpoint"
+    assert [chart.y_label for chart in outcome.charts] == ["loss", "kl_divergence"]
+    told = {curve.metric: curve.values for curve in outcome.curves}
+    assert set(told) == {"train/loss", "train/learning_rate", "train/dev_kl_divergence"}
+    assert min(told["train/dev_kl_divergence"]) == metrics["dev_kl_divergence"], "divergences are told as they are, not as negatives"
 
 
 @pytest.mark.integration

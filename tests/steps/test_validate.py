@@ -336,10 +336,36 @@ def test_inputs_of_one_size_have_no_length_to_slice_by() -> None:
         "gate on accuracy: all inputs of length have the same size, so there is no input_length; slice by a column, for example label"
     ]
     assert step.check(where(LengthTask())) == []
-    assert step.check_rows(TABLE, LengthTask()) == []
-    assert step.check_rows(TABLE, Square()) == [
+    assert step.check_rows(rows_of(40), LengthTask()) == []
+    assert step.check_rows(rows_of(40), Square()) == [
         "gate on accuracy: test.tsv has no column 'input_length' to slice by. There are: sentence, label"
     ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "bound", "least"),
+    [("accuracy", "max_drop", 10), ("output_cosine_mean", "min_value", 30), ("output_cosine_p1", "min_value", 368)],
+)
+def test_rows_too_few_for_any_verdict_are_refused_before_anything_runs(tmp_path: Path, metric: str, bound: str, least: int) -> None:
+    step = Validate(gates=(Gate.model_validate({"metric": metric, bound: 0.1}),))
+    said = f"gate on {metric}: {least - 1} rows of test.tsv can never decide at 95 % confidence; at least {least} can"
+    objections = step.check_rows(rows_of(least - 1), LengthTask())
+    assert objections == [f"{said}. Take more rows, or say what undecided shall do (`undecided: warn`)"]
+    ctx = FakeContext(tmp_path, {"source": FakeSession(parity)}, ["source"], rows_of(least - 1))
+    with pytest.raises(StepError, match=said):
+        step.run(ctx.candidates["source"], ctx)  # type: ignore[arg-type]
+    assert not ctx.opened
+    assert step.check_rows(rows_of(least), LengthTask()) == []
+
+
+def test_rows_too_few_are_taken_where_undecided_does_not_block() -> None:
+    gate = Gate(metric="accuracy", max_drop=0.1, undecided="warn")
+    assert Validate(gates=(gate,)).check_rows(rows_of(2), LengthTask()) == []
+
+
+def rows_of(count: int) -> Table:
+    columns = {"sentence": [f"text {i}" for i in range(count)], "label": [i % 2 for i in range(count)]}
+    return Table(columns=columns, rows=tuple(map(str, range(count))), origin="test.tsv")
 
 
 def test_a_step_that_scores_no_rows_takes_no_slices() -> None:

@@ -14,7 +14,7 @@ from ioptim.core.source import ModelSpec
 from ioptim.core.step import Context, Level, Note, Outcome, Step, Where
 from ioptim.errors import StepError
 from ioptim.shrink import sizes
-from ioptim.steps.distill.curves import charts, curves
+from ioptim.steps._curves import charts, curves
 from ioptim.steps.distill.objective import Objective
 from ioptim.steps.distill.processes import is_first, several
 from ioptim.steps.distill.rows import Rows
@@ -273,7 +273,7 @@ class Distill(Step):
                 "training_s": round(progress.seconds, 1),
                 "steps": float(progress.step),
             },
-            charts=charts(progress, metric, run.per_epoch),
+            charts=charts("Distillation", progress, metric, run.per_epoch),
             curves=curves(progress, metric),
             notes=tuple(notes),
             facts={
