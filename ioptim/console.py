@@ -123,7 +123,7 @@ def ended_lines(node: NodeRecord) -> list[str]:
     took = f"cached, computed in {node.seconds:.1f} s" if node.cached else f"{node.seconds:.1f} s"
     state = took if node.status in (Status.PASSED, Status.GATE_FAILED) else node.status.value
     size = ""
-    if node.artifact and node.status is Status.PASSED and node.step in ("source", "export", "quantize", "compile"):
+    if node.artifact and node.status is Status.PASSED and node.step in ("source", "champion", "export", "quantize", "compile"):
         size = f"  {node.artifact.format.value}, {node.artifact.size_bytes / 1e6:.1f} MB"
     lines = [f"{MARK.get(node.status, ' ')} {node.id}  {state}{size}"]
     lines += [f"    warning: {note.text}" for note in node.notes if note.level is Level.WARNING]

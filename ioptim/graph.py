@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ioptim.champions import Champion
 from ioptim.core.artifact import Format
 from ioptim.core.document import Loc
 from ioptim.core.gate import Gate
@@ -14,7 +15,7 @@ from ioptim.core.runtime import Target
 from ioptim.core.source import ModelSpec
 from ioptim.core.step import MeasuringStep, Step, Where
 from ioptim.core.target import Hardware
-from ioptim.errors import PlanError, Problem
+from ioptim.errors import PlanError, Problem, UnavailableError
 from ioptim.recipe import STEPS, Loaded
 from ioptim.sources import loading_libraries
 
@@ -89,7 +90,7 @@ def named_steps(loaded: Loaded) -> dict[str, NamedStep]:
     previous: tuple[str, ...] = (SOURCE,)
     for index, step in enumerate(loaded.recipe.steps):
         step_id = step.id or _free_name(step.step, named)
-        if step_id in (SOURCE, RUNTIME_FP32) or step_id in named:
+        if step_id in (SOURCE, RUNTIME_FP32, CHAMPION) or step_id in named:
             why = "is taken by the plan" if step_id not in named else f"is already the id of steps[{named[step_id].index}]"
             problems.append(loaded.problem(("steps", index, "id"), f"the id {step_id!r} {why}; choose another"))
             step_id = _free_name(step_id, named)
@@ -146,14 +147,22 @@ def _cycle(loaded: Loaded, waiting: Mapping[str, NamedStep]) -> Problem:
 
 
 class Grower:
-    """Grows the nodes step by step; `made[step id]` are the nodes a step became."""
+    """Grows the nodes step by step; `made[step id]` are the nodes a step became. `champion_of` reads the champion of a target."""
 
-    def __init__(self, loaded: Loaded, hardware: Hardware, steps: Mapping[str, NamedStep], problems: list[Problem]) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        hardware: Hardware,
+        steps: Mapping[str, NamedStep],
+        problems: list[Problem],
+        champion_of: Callable[[str], Champion | None],
+    ) -> None:
         self.loaded = loaded
         self.recipe = loaded.recipe
         self.hardware = hardware
         self.steps = steps
         self.problems = problems
+        self.champion_of = champion_of
         self.targets: dict[str, Target] = {t.name: t for t in self.recipe.targets}
         if len(self.targets) < len(self.recipe.targets):
             self._object(("targets",), "two targets have the same name; give each its own")
@@ -321,7 +330,7 @@ class Grower:
         self.brought[node_id] = (spec, loc)
         self._add(Node(node_id, step, None, (), None, (), {}, where, form, why, libraries, spec))
 
-    # Baselines: the model as given, and the same model in fp32 on the same runtime.
+    # Baselines: the model as given, the same model in fp32 on the same runtime, and what gates name beside these.
 
     def _baselines(self, step: Step, candidates: Sequence[str], target: Target | None, loc: Loc) -> dict[str, str]:
         found = {SOURCE: SOURCE}
@@ -344,16 +353,16 @@ class Grower:
         if gate.metric not in metrics:
             hint = did_you_mean(gate.metric, metrics)
             self._object((*loc, "metric"), f"{step.step} has no metric {gate.metric!r}{hint or '.'} It has: {', '.join(metrics)}")
-        known = {name.partition("@")[0] for name in found} | set(found) | set(candidates)
+        if gate.needs_baseline and gate.baseline.partition("@")[0] == CHAMPION:
+            self._add_champions(gate, (*loc, "baseline"), found, candidates)
+        known = {name.partition("@")[0] for name in found} | set(found) | set(candidates) | {CHAMPION}
         if gate.needs_baseline and gate.baseline not in known:
             models = [name for name, nodes in self.made.items() if any(self.by_id[node].step.transforms for node in nodes)]
             if gate.baseline in models:
                 self._add_made(gate.baseline, (*loc, "baseline"), found, candidates)
             else:
-                every = [*models, RUNTIME_FP32]
+                every = [*models, RUNTIME_FP32, CHAMPION]
                 what = f"no model is called {gate.baseline!r}{did_you_mean(gate.baseline, every) or '.'}"
-                if gate.baseline == CHAMPION:
-                    what = "champion, the model that a registry serves now, cannot be compared with yet: no registry is read."
                 self._object((*loc, "baseline"), f"{what} There are: {', '.join(every)}")
         if gate.candidate is not None and gate.candidate not in candidates:
             self._object((*loc, "candidate"), f"{gate.candidate!r} is not measured here; candidates are {', '.join(candidates)}")
@@ -373,6 +382,47 @@ class Grower:
             # A model that is also a candidate keeps its name, and is not measured twice. A node of several is called step@target.
             shared = (len(made) == 1 or len(names) == 1) and provider not in candidates
             found[step_id if shared else provider] = provider
+
+    def _add_champions(self, gate: Gate, loc: Loc, found: dict[str, str], candidates: Mapping[str, str]) -> None:
+        """For each candidate that the gate judges the champion of that one's target, or the one that it names as champion@target."""
+        names, only = set(candidates.values()), gate.baseline.partition("@")[2]
+        wanted = [on for name, on in candidates.items() if gate.candidate in (None, name)] if not only else [only]
+        for name in dict.fromkeys(on for on in wanted if on in names):
+            champion = self._insert_champion(self.targets[name], loc)
+            if champion is not None:
+                found[CHAMPION if len(names) == 1 else f"{CHAMPION}@{name}"] = champion
+
+    def _insert_champion(self, target: Target, loc: Loc) -> str | None:
+        node_id = CHAMPION if len(self.targets) == 1 else f"{CHAMPION}@{target.name}"
+        if node_id in self.by_id:
+            return node_id
+        champion = self._champion(target, loc)
+        if champion is None:
+            return None
+        fields = STEPS["champion"].model_fields
+        given = {name: value for name, value in champion.model_dump(mode="json").items() if name in fields}
+        step = STEPS["champion"].model_validate({**given, "folder": str(champion.folder)})
+        where = self._where(champion.format, (target,))
+        why = f"baseline: the champion, {champion.made_by} of run {champion.run_id}"
+        return self._add(Node(node_id, step, target, (), None, (), {}, where, champion.format, why))
+
+    def _champion(self, target: Target, loc: Loc) -> Champion | None:
+        """The target's champion; None with an objection where there is none that it can open."""
+        try:
+            champion = self.champion_of(target.name)
+        except UnavailableError as error:
+            self._object(loc, str(error))
+            return None
+        name, runtime = target.name, target.runtime.runtime
+        if champion is None:
+            once = f"ioptim run {self.loaded.path} --set {'.'.join(map(str, loc))}={SOURCE}"
+            text = f"{self.recipe.name} has no champion for the target {name} yet. Run it once with another baseline in this gate ({once}),"
+            self._object(loc, f"{text} then make what that run compiled the champion: ioptim promote RUN")
+        elif champion.runtime != runtime:  # its file may have the right format, and operators that no other runtime has
+            text = f"the champion for the target {name}, {champion.made_by} of run {champion.run_id}, was compiled for {champion.runtime};"
+            self._object(loc, f"{text} {name} now runs {runtime}, which cannot open it. Give this target another name, or the old runtime")
+            return None
+        return champion
 
     def _insert_fp32(self, target: Target, loc: Loc) -> str | None:
         node_id = RUNTIME_FP32 if len(self.targets) == 1 else f"{RUNTIME_FP32}@{target.name}"

@@ -78,6 +78,7 @@ _RUNS_IN_A_STEP = (
     "runtimes/*.py",
     "tasks/*.py",
     "sources/*.py",
+    "champions.py",
     "timing.py",
     "loadgen.py",
     "batching.py",

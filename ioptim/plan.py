@@ -8,11 +8,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote
 
+from ioptim import champions
 from ioptim.core.artifact import Format
 from ioptim.core.document import Loc
 from ioptim.core.outline import Outline
@@ -84,8 +85,8 @@ def extras_with(distributions: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(chosen))
 
 
-def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> Plan:
-    """Resolve a recipe on this hardware.
+def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None, home: Path | None = None) -> Plan:
+    """Resolve a recipe on this hardware. `home` is where its champions are; without one it has none.
 
     Never raises for what the recipe asks: objections are in the result, so that `ioptim plan` can show the graph beside them.
     Only a graph that cannot be drawn (a cycle, an `after` that names nothing) raises `PlanError`.
@@ -94,7 +95,8 @@ def make_plan(loaded: Loaded, hardware: Hardware, root: Path | None = None) -> P
     problems: list[Problem] = []
     steps = named_steps(loaded)
     order = in_order(loaded, steps)
-    grower = Grower(loaded, hardware, steps, problems)
+    champion_of: Callable[[str], champions.Champion | None] = partial(champions.read, home, recipe.name) if home else lambda target: None
+    grower = Grower(loaded, hardware, steps, problems, champion_of)
     for step_id in order:
         grower.grow(step_id)
     models: dict[str, ModelSource] = {}

@@ -131,6 +131,30 @@ def test_prefect_and_mlflow_remember_a_run(vision: tuple[Path, dict[str, Any]]) 
     assert list((home / "prefect").glob("prefect.db"))
 
 
+def test_a_champion_is_measured_beside_what_is_to_replace_it(vision: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Promoted from another home into one without a store: what is measured is the copy."""
+    made, document = vision
+    gates = "steps.benchmark.gates=[{metric: size_bytes, max_ratio: 1.0, baseline: champion}]"
+    same = "steps.validate.gates=[{metric: accuracy, max_drop: 0.1, baseline: champion}]"
+    before = run(tmp_path, *VISION, *LOCAL, "--set", gates, code=2)
+    assert "vision-int8 has no champion for the target cpu yet" in before["error"]
+    promoted = ioptim(tmp_path, "promote", str(made / "runs" / document["run_id"]), "--json")
+    [champion] = json.loads(promoted.stdout)["champions"]
+    dynamic = ("--set=steps.quantize.scheme=int8-dynamic", "--set=steps.quantize.on_unsupported=skip")
+    after = run(tmp_path, *VISION, *LOCAL, *dynamic, "--set", gates, "--set", same, code=1)
+    steps = {step["id"]: step for step in after["steps"]}
+    assert steps["champion"]["artifact"]["digest"] == champion["digest"] != steps["compile"]["artifact"]["digest"]
+    assert steps["champion"]["notes"][0]["text"].startswith(f"the champion is compile of run {document['run_id']}, promoted ")
+    assert steps["benchmark"]["subjects"]["champion"]["latency_p50_ms"] > 0
+    assert [(gate["metric"], gate["baseline"]["name"], gate["verdict"]) for gate in after["gates"]] == [
+        ("accuracy", "champion", "pass"),
+        ("size_bytes", "champion", "fail"),
+    ]
+    assert ioptim(tmp_path, "verify").returncode == 0
+    refused = ioptim(tmp_path, "promote")
+    assert refused.returncode == 1 and "benchmark: fail: size_bytes of compile is" in refused.stderr
+
+
 def test_no_request_leaves_the_machine(vision: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """Every Python process of a whole run, Prefect's server and MLflow included, writes down whom it wants to reach."""
     home, _ = vision

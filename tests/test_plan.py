@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from ioptim import champions
 from ioptim import plan as planning
+from ioptim.champions import Champion, crown
+from ioptim.core.artifact import Format, ModelArtifact, seal
 from ioptim.core.source import ModelSpec
 from ioptim.core.target import Hardware
 from ioptim.core.task import Table
@@ -188,6 +191,119 @@ def test_candidates_that_would_be_their_own_baselines(tmp_path: Path) -> None:
     assert objections(made) == [f"compile@{name} would be compared with itself; name another baseline" for name in ("ort", "ov")]
 
 
+def crowned(home: Path, target: str, runtime: str, format: Format) -> Champion:
+    """A champion of the recipe `r`, promoted."""
+    folder = home / f"made-for-{target}"
+    folder.mkdir(parents=True)
+    (folder / "m").write_text(target)
+    made = seal(ModelArtifact(path=folder, format=format, entry="m"))
+    place = champions.place(home, "r", target) / made.digest
+    of = {"folder": place, "recipe": "r", "target": target, "digest": made.digest, "format": format, "runtime": runtime}
+    origin = {"run_id": f"run-{target}", "made_by": "compile", "hardware": "there", "promoted": "then", "overridden": ("a gate failed",)}
+    champion = Champion.model_validate({**of, **origin})
+    crown(champion, made)
+    return champion
+
+
+NO_SLOWER = "gates: [{metric: latency_p50_ms, max_ratio: 1.03, baseline: champion%s}]"
+
+
+def with_champions(tmp_path: Path, steps: str, *, targets: str = "") -> Plan:
+    plan(tmp_path, steps, targets=targets)
+    return make_plan(read_recipe(tmp_path / "r.yaml"), HARDWARE, home=tmp_path)
+
+
+def test_a_champion_is_brought_in_where_a_gate_names_it(tmp_path: Path) -> None:
+    champion = crowned(tmp_path, "ort", "onnxruntime", Format.ONNX)
+    gates = f"{{step: validate, {NO_SLOWER % ''}}}".replace("latency_p50_ms, max_ratio: 1.03", "ndcg_at_10, max_drop: 0.01")
+    made = with_champions(tmp_path, f"compile\n{gates}\n{{step: benchmark, {NO_SLOWER % ''}}}\n{{step: benchmark}}")
+    assert objections(made) == []
+    assert [node.id for node in made.nodes].count("champion") == 1
+    node = made.node("champion")
+    assert (node.parents, node.model, node.format) == ((), None, Format.ONNX)
+    assert node.inserted == "baseline: the champion, compile of run run-ort"
+    assert node.target is not None and node.target.name == "ort", "it is opened there"
+    given = node.step.model_dump(include={"run_id", "made_by", "hardware", "promoted", "digest", "folder", "overridden"})
+    assert given == {
+        "run_id": "run-ort",
+        "made_by": "compile",
+        "hardware": "there",
+        "promoted": "then",
+        "digest": champion.digest,
+        "folder": str(champion.folder),
+        "overridden": ("a gate failed",),
+    }
+    assert [step_baselines(made, name) for name in ("validate", "benchmark", "benchmark-2")] == [{"champion": "champion"}] * 2 + [{}]
+
+
+def test_the_keys_of_a_champion_hold_no_path_and_those_of_a_measurement_its_digest_alone(tmp_path: Path) -> None:
+    champion = crowned(tmp_path, "ort", "onnxruntime", Format.ONNX)
+    made = with_champions(tmp_path, f"compile\n{{step: benchmark, {NO_SLOWER % ''}}}")
+    own = ingredients(made, made.node("champion"), {})
+    assert own["step"]["digest"] == champion.digest and str(tmp_path) not in repr(own)
+    digests = {node.id: node.id for node in made.nodes} | {"champion": champion.digest}
+    measured = ingredients(made, made.node("benchmark"), digests)
+    assert measured["baselines"]["champion"] == champion.digest
+    assert "run-ort" not in repr(measured)
+
+
+def test_of_several_targets_each_candidate_meets_the_champion_of_its_own(tmp_path: Path) -> None:
+    crowned(tmp_path, "ort", "onnxruntime", Format.ONNX)
+    crowned(tmp_path, "ov", "openvino", Format.OPENVINO)
+    each = with_champions(tmp_path, f"compile\n{{step: benchmark, {NO_SLOWER % ''}}}", targets=OV)
+    assert objections(each) == []
+    assert step_baselines(each, "benchmark@ort") == {"champion": "champion@ort"}
+    assert step_baselines(each, "benchmark@ov") == {"champion": "champion@ov"}
+    both = "{step: compile, id: a, target: ort, after: [source]}\n{step: compile, id: b, target: ov, after: [source]}\n"
+    met = with_champions(tmp_path, f"{both}{{step: benchmark, after: [a, b], {NO_SLOWER % ''}}}", targets=OV)
+    assert step_baselines(met, "benchmark") == {"champion@ort": "champion@ort", "champion@ov": "champion@ov"}
+    one = with_champions(tmp_path, f"{both}{{step: benchmark, after: [a, b], {NO_SLOWER % '@ov'}}}", targets=OV)
+    assert (objections(one), step_baselines(one, "benchmark")) == ([], {"champion@ov": "champion@ov"})
+    elsewhere = with_champions(tmp_path, f"compile\n{{step: benchmark, target: ort, {NO_SLOWER % '@ov'}}}", targets=OV)
+    [objection] = objections(elsewhere)
+    assert objection.startswith("no model is called 'champion@ov'; did you mean 'champion'? There are: ")
+
+
+def test_only_a_candidate_that_is_judged_needs_a_champion(tmp_path: Path) -> None:
+    crowned(tmp_path, "ort", "onnxruntime", Format.ONNX)
+    both = "{step: compile, id: a, target: ort, after: [source]}\n{step: compile, id: b, target: ov, after: [source]}\n"
+    gate = (NO_SLOWER % "").replace("champion", "champion, candidate: a")
+    made = with_champions(tmp_path, f"{both}{{step: benchmark, after: [a, b], {gate}}}", targets=OV)
+    assert (objections(made), step_baselines(made, "benchmark")) == ([], {"champion@ort": "champion@ort"})
+
+
+def test_without_a_champion_the_plan_says_how_to_come_by_one(tmp_path: Path) -> None:
+    made = with_champions(tmp_path, f"compile\n{{step: benchmark, {NO_SLOWER % ''}}}")
+    assert [str(problem) for problem in made.objections] == [
+        "line 7: steps.benchmark.gates.latency_p50_ms.baseline: r has no champion for the target ort yet. Run it once with another baseline"
+        f" in this gate (ioptim run {tmp_path}/r.yaml --set steps.1.gates.0.baseline=source), then make what that run compiled the"
+        " champion: ioptim promote RUN"
+    ]
+    once = make_plan(read_recipe(tmp_path / "r.yaml", ["steps.1.gates.0.baseline=source"]), HARDWARE, home=tmp_path)
+    assert objections(once) == []
+
+
+def test_a_champion_of_another_runtime(tmp_path: Path) -> None:
+    crowned(tmp_path, "ort", "openvino", Format.OPENVINO)
+    made = with_champions(tmp_path, f"compile\n{{step: benchmark, {NO_SLOWER % ''}}}")
+    assert objections(made) == [
+        "the champion for the target ort, compile of run run-ort, was compiled for openvino; ort now runs onnxruntime, which cannot open"
+        " it. Give this target another name, or the old runtime"
+    ]
+
+
+def test_a_champion_that_cannot_be_read(tmp_path: Path) -> None:
+    (crowned(tmp_path, "ort", "onnxruntime", Format.ONNX).folder.parent / champions.RECORD).write_text("{")
+    [objection] = objections(with_champions(tmp_path, f"compile\n{{step: benchmark, {NO_SLOWER % ''}}}"))
+    assert "champion.json cannot be read (JSONDecodeError). Promote a run again: ioptim promote RUN" in objection
+    assert objections(with_champions(tmp_path, "compile\nbenchmark")) == [], "nobody asks for it"
+
+
+def test_champion_is_no_name_for_a_step(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="the id 'champion' is taken by the plan; choose another"):
+        plan(tmp_path, "{step: compile, id: champion}")
+
+
 def test_a_step_that_measures_another_target_s_model(tmp_path: Path) -> None:
     made = plan(tmp_path, "{step: compile, target: ov}\n{step: profile, target: ort}", targets=OV)
     assert objections(made) == ["profile is for the target ort, but compile made its model for ov"]
@@ -280,7 +396,7 @@ def test_an_after_that_names_nothing(tmp_path: Path) -> None:
         ),
         (
             "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: sorce}]}",
-            "no model is called 'sorce'; did you mean 'source'? There are: source, compile, runtime-fp32",
+            "no model is called 'sorce'; did you mean 'source'? There are: source, compile, runtime-fp32, champion",
         ),
         (
             "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: benchmark}]}",
@@ -296,8 +412,7 @@ def test_an_after_that_names_nothing(tmp_path: Path) -> None:
         ),
         (
             "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, baseline: champion}]}",
-            "champion, the model that a registry serves now, cannot be compared with yet: no registry is read."
-            " There are: source, compile, runtime-fp32",
+            "r has no champion for the target ort yet. Run it once with another baseline in this gate (ioptim run ",
         ),
         (
             "compile\n{step: benchmark, gates: [{metric: latency_p50_ms, min_speedup: 1.1, candidate: quantize}]}",
@@ -325,7 +440,7 @@ def test_slices_that_the_rows_do_not_have_are_objected_to_where_the_rows_can_be_
             return Table(columns=columns, rows=("1", "2"), origin="rows.tsv")
 
     monkeypatch.setattr(planning, "data_source", lambda *args: Rows())
-    made = plan(tmp_path, "compile\n{step: validate, gates: [{metric: ndcg_at_10, max_drop: 0.1, slices: topc}]}")
+    made = plan(tmp_path, "compile\n{step: validate, gates: [{metric: ndcg_at_10, max_drop: 0.1, slices: topc, undecided: warn}]}")
     assert [str(problem) for problem in made.objections] == [
         "line 7: steps.validate.gates: gate on ndcg_at_10: rows.tsv has no column 'topc' to slice by;"
         " did you mean 'topic'? There are: query, passage, topic, input_length"

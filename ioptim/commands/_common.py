@@ -33,7 +33,7 @@ def load(args: argparse.Namespace) -> Loaded:
 
 
 def plan_of(args: argparse.Namespace, loaded: Loaded, hardware: Hardware) -> Plan:
-    return make_plan(loaded, hardware, root_of(args))
+    return make_plan(loaded, hardware, root_of(args), home_of(args))
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ class Gate(Frozen):
     """
 
     metric: str = Field(description="name of a metric that the step measures, for example ndcg_at_10 or latency_p50_ms")
-    baseline: str = Field("source", description="source, runtime-fp32, or the id of a step whose model is measured beside this one")
+    baseline: str = Field("source", description="source, runtime-fp32, champion, or the id of a step whose model is measured beside it")
     candidate: str | None = Field(None, description="id of the step whose model is judged; every candidate when left out")
     slices: str | None = Field(
         None, min_length=1, description="judge every slice of the rows: a column of the validation data, label or input_length"

@@ -151,8 +151,8 @@ class Context(Protocol):
     subject_worker: str
     """`module:Class` of a worker that opens one model of `request` and runs timed blocks on it."""
     baselines: Mapping[str, ModelArtifact]
-    """`source`, `runtime-fp32` and the steps that gates name (with `@target` where several targets meet); what the step `reads` and
-    `brings`, by field."""
+    """`source`, `runtime-fp32`, the `champion` and the steps that gates name (with `@target` where several targets meet); what the step
+    `reads` and `brings`, by field."""
     step_worker: str
     """`module:function` that runs a `request` in a process of its own, for a step that wants several."""
 

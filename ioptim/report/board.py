@@ -11,7 +11,7 @@ from ioptim.core.gate import Verdict
 from ioptim.core.metrics import Samples, read_samples
 from ioptim.core.record import NodeRecord, RunRecord
 
-_BASELINE = re.compile(r"^(source|runtime-fp32)(@.*)?$")
+_BASELINE = re.compile(r"^(source|runtime-fp32|champion)(@.*)?$")
 _HEADLINE = re.compile(r"latency_p50|latency_p99|throughput_per_s|size_bytes|peak.*bytes|memory.*bytes")
 _MOST = 12
 

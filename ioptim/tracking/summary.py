@@ -10,7 +10,7 @@ from ioptim.core.metrics import Kind, Metric, read_samples
 from ioptim.core.record import NodeRecord, RunRecord
 
 SOURCE = "source"
-BASELINES = (SOURCE, "runtime-fp32")
+BASELINES = (SOURCE, "runtime-fp32", "champion")
 LATENCY = "latency_p50_ms"
 
 

@@ -37,6 +37,14 @@ def test_of_several_candidates_the_fastest_stands_under_plain_names() -> None:
     assert summary.models["compile@a"]["latency_p50_ms"] == 4.0
 
 
+def test_a_champion_is_a_baseline_and_no_candidate() -> None:
+    subjects = {"source": {"latency_p50_ms": 8.0}, "champion": {"latency_p50_ms": 1.0}, "compile": {"latency_p50_ms": 2.0}}
+    node = NodeRecord(id="benchmark", step="benchmark", target=None, parents=(), status=Status.PASSED, subjects=subjects)
+    summary = summarize(run_record(nodes=(node,)))
+    assert summary.candidate == "compile"
+    assert (summary.metrics["speedup"], summary.metrics["champion/latency_p50_ms"]) == (4.0, 1.0)
+
+
 def test_a_run_that_measured_nothing_has_only_its_own_numbers() -> None:
     summary = summarize(run_record(seconds=3.0))
     assert summary.candidate is None
