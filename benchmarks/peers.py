@@ -70,6 +70,11 @@ class Job:
 
 
 NARROW = "steps.distill.student={layers: 3, feed_forward: 768}"
+FOUR_LAYERS = (
+    "steps.distill.student={layers: [0, 2, 4, 5]}",
+    "steps.distill.compared_layers=[1, 3, 4, 5]",
+    "steps.distill.max_minutes=28",
+)
 PADDED = "targets.0.runtime={runtime: onnxruntime, remove_padding: false}"
 FOR_COMPARISON = Bar(0.0, 0.01)
 
@@ -112,6 +117,7 @@ def retrieval(args: argparse.Namespace) -> Job:
         "ioptim, int8": ("bert-int8.yaml", (), Bar(1.15, 0.01)),
         "ioptim, int8, padding computed": ("bert-int8.yaml", (PADDED,), FOR_COMPARISON),
         "ioptim, fast": ("bert-embed-fast.yaml", (), Bar(2.0, 0.01)),
+        "ioptim, fast, four layers": ("bert-embed-fast.yaml", FOUR_LAYERS, Bar(2.0, 0.03)),
     }
     model = Path(package.origin).parent / "model"
     return Job("retrieval", "nDCG@10", model, folder / "test.jsonl", folder / "calibration.jsonl", arguments, ours)

@@ -141,10 +141,12 @@ def _is_plain(model: onnx.ModelProto, attention: onnx.NodeProto) -> bool:
 
 
 def _attended(model: onnx.ModelProto) -> frozenset[str]:
-    """The values of (batch, tokens, width) that attention reads, before they are quantized for it."""
+    """The values of (batch, tokens, width) that attention reads, before they are scaled (SmoothQuant) and quantized for it."""
     read = {node.input[0] for node in model.graph.node if node.op_type in ATTENTION}
-    quantized = {node.input[0] for node in model.graph.node if node.op_type == "DynamicQuantizeLinear" and node.output[0] in read}
-    return frozenset(read | quantized)
+    read |= {node.input[0] for node in model.graph.node if node.op_type == "DynamicQuantizeLinear" and node.output[0] in read}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    scaled = [node for node in model.graph.node if node.op_type == "Mul" and node.output[0] in read and weights.intersection(node.input)]
+    return frozenset(read.union(name for node in scaled for name in node.input if name not in weights))
 
 
 # Both ways in one graph

@@ -55,7 +55,7 @@ FLOAT_OUTPUTS = ["Gather", "Gemm", "MatMul"]
 
 @dataclass(frozen=True)
 class Int8Options:
-    """How a graph is quantized; what each means is said at the fields of the `quantize` step. The last six are for `int8-static`."""
+    """How a graph is quantized; what each means is said at the fields of the `quantize` step. The last four are for `int8-static`."""
 
     scheme: Scheme
     fuse: bool = False
@@ -64,10 +64,10 @@ class Int8Options:
     weight_type: Literal["int8", "uint8"] = "int8"
     operator_types: tuple[str, ...] | None = None
     exclude_nodes: tuple[str, ...] = ()
+    smooth: float | None = None
     activation_type: str = "uint8"
     method: _ranges.Method = "minmax"
     percentile: float = 99.999
-    smooth: float | None = None
     correct_bias: bool = False
 
 
@@ -151,7 +151,7 @@ class FloatGraph:
 def prepare(
     options: Int8Options, source: Path, scratch: Path, ctx: Context, reading: Sequence[Feeds] = (), check: Sequence[Feeds] = ()
 ) -> FloatGraph:
-    """Fuse or simplify the graph, choose its layers and, for the static scheme, measure ranges on `reading`.
+    """Fuse or simplify the graph, choose its layers, smooth it on `reading` and, for the static scheme, measure ranges on that.
 
     `check` are feeds on which a fused graph must give the outputs of the original.
 
@@ -182,21 +182,26 @@ def prepare(
     if left:
         notes = (*notes, Note(text=f"{len(left)} nodes without weights left in float: {EXCLUDED} ({_outputs.listed(left)})"))
     made = FloatGraph(options, prepared, layers, kinds, scratch, notes, fused, left)
+    if options.smooth is not None:
+        made = _smoothed(made, options.smooth, reading, ctx)
     return made if dynamic else _calibrated(made, reading, ctx)
 
 
+def _smoothed(graph: FloatGraph, alpha: float, reading: Sequence[Feeds], ctx: Context) -> FloatGraph:
+    names = {layer.name for layer in graph.layers if layer.quantized}
+    feeds, threads = reading[: len(_outputs.SHAPES)], ctx.hardware.threads
+    with quiet(graph.scratch):
+        before = _outputs.run_onnx(graph.path, feeds, threads)
+        done = _smooth.smooth(graph.path, alpha, names, reading, ctx, graph.scratch)
+        require_equal(_outputs.run_onnx(graph.path, feeds, threads), before, "smoothing", "Leave `smooth` out")
+    layers = choose(find_layers(load_graph(graph.path)), graph.kinds, graph.options.exclude_nodes, graph.left)
+    return replace(graph, layers=tuple(layers), notes=(*graph.notes, Note(text=done.told)))
+
+
 def _calibrated(graph: FloatGraph, reading: Sequence[Feeds], ctx: Context) -> FloatGraph:
-    """The graph smoothed where that is asked for, with ranges and, for bias correction, means."""
+    """The graph with ranges and, for bias correction, means."""
     options, scratch = graph.options, graph.scratch
     with quiet(scratch):
-        if options.smooth is not None:
-            names = {layer.name for layer in graph.layers if layer.quantized}
-            feeds, threads = reading[: len(_outputs.SHAPES)], ctx.hardware.threads
-            before = _outputs.run_onnx(graph.path, feeds, threads)
-            done = _smooth.smooth(graph.path, options.smooth, names, reading, ctx, scratch)
-            require_equal(_outputs.run_onnx(graph.path, feeds, threads), before, "smoothing", "Leave `smooth` out")
-            layers = choose(find_layers(load_graph(graph.path)), graph.kinds, options.exclude_nodes, graph.left)
-            graph = replace(graph, layers=tuple(layers), notes=(*graph.notes, Note(text=done.told)))
         symmetric = options.activation_type == "int8"
         ranges = _ranges.measure(graph.path, graph.kinds, options.method, options.percentile, symmetric, reading, ctx, scratch)
     graph = replace(graph, ranges=ranges)

@@ -6,7 +6,8 @@ Channel k of a linear layer's input is divided by s_k and row k of its weight mu
 
 so that few large channels no longer set the scale of all. The division costs nothing where the node before can take it
 (a normalization's scale, the linear layer before, the value projection behind an attention, each also through a Relu); elsewhere
-(after a Gelu, or where a residual reads the value too) a Mul is put in. Source: Xiao et al., https://arxiv.org/abs/2211.10438.
+(after a Gelu, or where a residual reads the value too) a Mul is put in. What a fused attention hands on is left as it is: a Mul there
+gained nothing on MiniLM. Source: Xiao et al., https://arxiv.org/abs/2211.10438.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from ioptim.core.task import Feeds
 
 LINEAR = ("MatMul", "Gemm")
+FUSED_PROJECTIONS = "Attention"
+"""Its three projections are one weight, (in, 3 * out), in the place where a MatMul has its own."""
+FUSED_ATTENTIONS = (FUSED_PROJECTIONS, "MultiHeadAttention")
 SPLIT = [0, 2, 1, 3]
 """(batch, tokens, heads, size) to (batch, heads, tokens, size), and back."""
 
@@ -75,7 +79,8 @@ def _groups(graph: Editing, names: Collection[str]) -> dict[str, list[onnx.NodeP
     """The linear layers by the value that they read."""
     found: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.graph.node:
-        if node.op_type in LINEAR and node.name in names and _is_plain(graph, node):
+        linear = node.op_type in (*LINEAR, FUSED_PROJECTIONS) and node.name in names and _is_plain(graph, node)
+        if linear and graph.producer(node.input[0], *FUSED_ATTENTIONS) is None:
             found.setdefault(node.input[0], []).append(node)
     return found
 

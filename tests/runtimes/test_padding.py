@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from ioptim.onnx_graph import count_ops, fuse_transformer, load_graph, nodes_of,
 from ioptim.onnx_padding import SWITCH, Removed, remove_padding, without_switch
 from ioptim.runtimes import _onnx_compare, onnxruntime
 from ioptim.runtimes.onnxruntime import OnnxRuntime
+from ioptim.steps._smooth import smooth
 
 pytestmark = pytest.mark.integration
 
@@ -60,12 +62,17 @@ def classifier(bert: ModelArtifact, tmp_path: Path) -> ModelArtifact:
     return bert.model_copy(update={"path": folder, "outputs": (output,)})
 
 
-@pytest.fixture
-def int8(bert: ModelArtifact, tmp_path: Path) -> ModelArtifact:
+@pytest.fixture(params=[False, True], ids=["", "smoothed"])
+def int8(request: pytest.FixtureRequest, bert: ModelArtifact, tmp_path: Path) -> ModelArtifact:
     from onnxruntime.quantization import quantize_dynamic
 
     (folder := tmp_path / "int8").mkdir()
     fuse_transformer(bert.model_path, folder / "fused.onnx")
+    if request.param:
+        graph = load_graph(folder / "fused.onnx")
+        linear = {node.name for node in graph.graph.node if node.op_type in ("Attention", "MatMul")}
+        ctx: Any = SimpleNamespace(hardware=SimpleNamespace(threads=1), progress=lambda share, message: None)
+        assert smooth(folder / "fused.onnx", 0.5, linear, [feeds_of("none")], ctx, tmp_path).inserted == 6
     quantize_dynamic(folder / "fused.onnx", folder / "model.onnx", extra_options={"DefaultTensorType": 1})
     return bert.model_copy(update={"path": folder})
 

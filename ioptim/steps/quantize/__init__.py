@@ -84,13 +84,13 @@ SCHEMES: dict[Scheme, _Spec] = {
 _ONNX_INT8 = (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC)
 
 HONOURED_BY: dict[str, tuple[Scheme, ...]] = {
-    "calibration": (Scheme.INT8_STATIC, Scheme.OPENVINO_INT8),
+    "calibration": (*_ONNX_INT8, Scheme.OPENVINO_INT8),
     "per_channel": (*_ONNX_INT8, Scheme.OPENVINO_INT8),
     "weight_type": _ONNX_INT8,
     "reduce_range": _ONNX_INT8,
     "mixed_precision": _ONNX_INT8,
     "activation_type": (Scheme.INT8_STATIC,),
-    "smooth": (Scheme.INT8_STATIC,),
+    "smooth": _ONNX_INT8,
     "correct_bias": (Scheme.INT8_STATIC,),
     "blocks": IN_BLOCKS,
 }
@@ -120,8 +120,8 @@ class Quantize(Step):
     accepts = frozenset({Format.ONNX})
     libraries = ("onnx", "onnxruntime", "numpy")
 
-    scheme: Scheme = Field(description="int8-dynamic needs no data; int8-static and openvino-int8 need data.calibration")
-    calibration: Calibration = Field(Calibration(), description="how the static schemes measure activations")
+    scheme: Scheme = Field(description="int8-static, openvino-int8 and `smooth` need data.calibration; the others no data")
+    calibration: Calibration = Field(Calibration(), description="how the static schemes, and `smooth`, measure activations")
     per_channel: bool = Field(True, description="one scale for each output channel of a weight instead of one for all")
     blocks: Blocks | None = Field(None, description="how int8-weights and int4-weights store matrices; their defaults when left out")
     operator_types: tuple[str, ...] | None = Field(
@@ -182,7 +182,11 @@ class Quantize(Step):
         return SCHEMES[self.scheme].produces if self.scheme in SCHEMES else where.format
 
     def data_roles(self) -> tuple[str, ...]:
-        return ("calibration",) if self.mixed_precision or (self.scheme in SCHEMES and SCHEMES[self.scheme].calibrates) else ()
+        return ("calibration",) if self.mixed_precision or self._calibrates() else ()
+
+    def _calibrates(self) -> bool:
+        smooths = self.smooth is not None and "smooth" in self._honoured()
+        return smooths or (self.scheme in SCHEMES and SCHEMES[self.scheme].calibrates)
 
     def library_names(self, where: Where) -> tuple[str, ...]:
         return SCHEMES[self.scheme].libraries if self.scheme in SCHEMES else self.libraries
@@ -294,8 +298,13 @@ def _about_options(step: Quantize, where: Where) -> list[str]:
     if calibration.percentile != Calibration().percentile and "calibration" in step._honoured():
         if step.scheme is Scheme.OPENVINO_INT8:
             objections.append("calibration.percentile is for int8-static with calibration.method percentile; remove it")
-        elif calibration.method != "percentile":
+        elif calibration.method != "percentile" and step.scheme is Scheme.INT8_STATIC:
             objections.append(f"calibration.percentile is for calibration.method percentile, not for {calibration.method}; remove it")
+    if step.scheme is Scheme.INT8_DYNAMIC and calibration != Calibration():
+        if step.smooth is None:
+            objections.append("calibration is for `smooth` with int8-dynamic, whose activations are measured at every run; remove it")
+        elif calibration != Calibration(samples=calibration.samples, batch_size=calibration.batch_size):
+            objections.append("calibration.method and percentile are of fixed ranges, which int8-dynamic has not; remove them")
     for name, schemes in HONOURED_BY.items():
         if step.scheme not in schemes and getattr(step, name) != type(step).model_fields[name].default:
             objections.append(f"{name} works with {' and '.join(schemes)}, not with {step.scheme.value}; remove it")

@@ -27,11 +27,12 @@ ENTRY = "model.onnx"
 
 
 def dynamic(step: Quantize, model: ModelArtifact, ctx: Context, out: Path, scratch: Path) -> Made:
-    """Weights become int8, activations uint8 at every run with a range of their own: int8 GEMM, nothing to calibrate."""
+    """Weights become int8, activations uint8 at every run with a range of their own: int8 GEMM. Only `smooth` reads calibration rows."""
     feeds = _outputs.trial_feeds(model, ctx)
+    reading, notes, metrics = _calibration(step, model, ctx) if step.smooth is not None else ([], [], {})
     ctx.progress(0.1, "fusing" if step.fuse == "on" else "preparing")
-    graph = prepare(_options(step, "int8-dynamic"), model.model_path, scratch, ctx, check=feeds)
-    return _made(step, graph, model, feeds, out, ctx)
+    graph = prepare(_options(step, "int8-dynamic"), model.model_path, scratch, ctx, reading, check=feeds)
+    return _made(step, graph, model, feeds, out, ctx, notes, metrics)
 
 
 def static(step: Quantize, model: ModelArtifact, ctx: Context, out: Path, scratch: Path) -> Made:
@@ -39,10 +40,14 @@ def static(step: Quantize, model: ModelArtifact, ctx: Context, out: Path, scratc
 
     The runtime turns each such group into an int8 kernel; one that does not know the pattern computes the same in float.
     """
-    reading, notes = calibration_feeds(model, ctx, step.calibration.samples, step.calibration.batch_size)
+    reading, notes, metrics = _calibration(step, model, ctx)
     graph = prepare(_options(step, "int8-static"), model.model_path, scratch, ctx, reading)
-    samples = float(sum(len(next(iter(feed.values()))) for feed in reading))
-    return _made(step, graph, model, reading[: len(_outputs.SHAPES)], out, ctx, notes, {"calibration_samples": samples})
+    return _made(step, graph, model, reading[: len(_outputs.SHAPES)], out, ctx, notes, metrics)
+
+
+def _calibration(step: Quantize, model: ModelArtifact, ctx: Context) -> tuple[list[Feeds], list[Note], dict[str, float]]:
+    reading, notes = calibration_feeds(model, ctx, step.calibration.samples, step.calibration.batch_size)
+    return reading, notes, {"calibration_samples": float(sum(len(next(iter(feed.values()))) for feed in reading))}
 
 
 def _options(step: Quantize, scheme: Scheme) -> Int8Options:

@@ -114,6 +114,21 @@ def test_data_libraries_and_formats_go_with_the_scheme() -> None:
         "calibration.percentile is for int8-static with calibration.method percentile; remove it",
     ),
     (
+        {"scheme": "int8-dynamic", "calibration": {"samples": 9}},
+        where(),
+        "calibration is for `smooth` with int8-dynamic, whose activations are measured at every run; remove it",
+    ),
+    (
+        {"scheme": "int8-dynamic", "smooth": 0.8, "calibration": {"method": "mse"}},
+        where(),
+        "calibration.method and percentile are of fixed ranges, which int8-dynamic has not; remove them",
+    ),
+    (
+        {"scheme": "int8-weights", "smooth": 0.8},
+        where(),
+        "smooth works with int8-dynamic and int8-static, not with int8-weights; remove it",
+    ),
+    (
         {"scheme": "openvino-int8", "operator_types": ["MatMul"]},
         where("openvino"),
         "operator_types cannot be chosen with openvino-int8; remove it",
@@ -154,6 +169,9 @@ def test_objections(fields: dict[str, Any], place: Where, message: str) -> None:
 
 def test_what_works_has_no_objection() -> None:
     assert Quantize(scheme="int8-dynamic").resolve(where()).check(where()) == []
+    smoothed = Quantize(scheme="int8-dynamic", smooth=0.8, calibration={"samples": 9, "batch_size": 2}).resolve(where())
+    assert (smoothed.check(where()), smoothed.data_roles()) == ([], ("calibration",))
+    assert Quantize(scheme="int8-dynamic").data_roles() == ()
     both = where("onnxruntime", "openvino")
     assert Quantize(scheme="int8-static").resolve(both).check(both) == []
     assert Quantize(scheme="int8-static", calibration={"method": "percentile", "percentile": 99.9}).resolve(both).check(both) == []
@@ -231,6 +249,17 @@ def test_dynamic_fuses_and_quantizes_a_bert(tiny_bert_onnx: ModelArtifact, conte
     ]
     ops = count_ops(ctx.out / "model" / "model.onnx")
     assert (ops["QAttention"], ops["QEmbedLayerNormalization"], ops["MatMulInteger"]) == (1, 1, 11)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("fuse", "told"), [("on", "0 by the node before, 9"), ("off", "2 by the node before, 8")])
+def test_dynamic_smoothed(tiny_bert_onnx: ModelArtifact, context: Callable[..., Any], fuse: str, told: str) -> None:
+    plain = run(tiny_bert_onnx, context(), scheme="int8-dynamic", fuse=fuse)
+    outcome = run(tiny_bert_onnx, context(), scheme="int8-dynamic", fuse=fuse, smooth=0.5, calibration={"samples": 8})
+    assert kinds(outcome) == kinds(plain)
+    assert outcome.metrics["output_cosine_mean"] > 0.98
+    assert outcome.metrics["calibration_samples"] == 8
+    assert f"smoothed the inputs of linear layers: {told} by a Mul put in" in [note.text for note in outcome.notes]
 
 
 @pytest.mark.integration
