@@ -598,6 +598,15 @@ def test_the_teacher_of_a_student_is_an_earlier_step(tmp_path: Path) -> None:
     assert objections(made) == []
 
 
+def test_pruning_and_training_in_turns(tmp_path: Path) -> None:
+    turns = "".join(f"{{step: prune, feed_forward: {width}}}\n{{step: distill, teacher: source}}\n" for width in (1152, 768))
+    made = trained(tmp_path, f"{turns}compile")
+    chain = [(node.id, node.model) for node in made.nodes if node.step.step in ("prune", "distill")]
+    assert chain == [("prune", "source"), ("distill", "prune"), ("prune-2", "distill"), ("distill-2", "prune-2")]
+    assert made.node("distill-2").baselines == {"teacher": "source"}
+    assert objections(made) == []
+
+
 def test_a_teacher_further_down_the_recipe_comes_first(tmp_path: Path) -> None:
     steps = """
         {step: distill, id: small, teacher: large, after: [source], student: {layers: 1}}
