@@ -74,7 +74,7 @@ def damage(folder: Path, digest: str) -> str:
 
 
 def crown(champion: Champion, model: ModelArtifact) -> None:
-    """Copy the model to the champion's folder and only then replace the record; the champion before goes last.
+    """Copy the model to the champion's folder and only then replace the record; of older ones only the last stays.
 
     Killed at any moment it leaves the champion before or this one.
 
@@ -86,15 +86,24 @@ def crown(champion: Champion, model: ModelArtifact) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
+            before = _folder_now(folder)  # stays: a run that was planned with it may still be under way
             if damage(champion.folder, champion.digest):  # it is not there yet
                 _copy(model.path, champion)
             write_json(folder / RECORD, champion.model_dump(mode="json"))
             for other in folder.iterdir():
-                if other.is_dir() and other != champion.folder:
+                if other.is_dir() and other not in (champion.folder, before):
                     shutil.rmtree(other)
     except OSError as error:
         why = error.strerror or error
         raise UnavailableError(f"cannot copy the champion to {folder}: {why}. Make it writable, or free some room") from error
+
+
+def _folder_now(folder: Path) -> Path | None:
+    """Of the model that the record names; None where there is none that can be read."""
+    try:
+        return folder / json.loads((folder / RECORD).read_text())["digest"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _copy(model: Path, champion: Champion) -> None:

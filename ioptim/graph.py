@@ -355,7 +355,8 @@ class Grower:
             self._object((*loc, "metric"), f"{step.step} has no metric {gate.metric!r}{hint or '.'} It has: {', '.join(metrics)}")
         if gate.needs_baseline and gate.baseline.partition("@")[0] == CHAMPION:
             self._add_champions(gate, (*loc, "baseline"), found, candidates)
-        known = {name.partition("@")[0] for name in found} | set(found) | set(candidates) | {CHAMPION}
+        known = {name.partition("@")[0] for name in found} | set(found) | set(candidates)
+        known |= {CHAMPION, *(f"{CHAMPION}@{name}" for name in candidates.values())}
         if gate.needs_baseline and gate.baseline not in known:
             models = [name for name, nodes in self.made.items() if any(self.by_id[node].step.transforms for node in nodes)]
             if gate.baseline in models:
@@ -390,7 +391,7 @@ class Grower:
         for name in dict.fromkeys(on for on in wanted if on in names):
             champion = self._insert_champion(self.targets[name], loc)
             if champion is not None:
-                found[CHAMPION if len(names) == 1 else f"{CHAMPION}@{name}"] = champion
+                found[f"{CHAMPION}@{name}" if only or len(names) > 1 else CHAMPION] = champion
 
     def _insert_champion(self, target: Target, loc: Loc) -> str | None:
         node_id = CHAMPION if len(self.targets) == 1 else f"{CHAMPION}@{target.name}"

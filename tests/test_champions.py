@@ -54,9 +54,11 @@ def test_there_is_none_before_one_was_promoted(tmp_path: Path) -> None:
     assert not (tmp_path / "champions").exists()
 
 
-def test_the_one_before_is_removed(tmp_path: Path) -> None:
+def test_the_one_before_the_last_is_removed(tmp_path: Path) -> None:
     first, second = crowned(tmp_path, "a"), crowned(tmp_path, "b", "run-2")
     assert second.run_id == "run-2"
+    assert first.folder.exists() and second.folder.exists(), "a run that began with the first may be under way"
+    crowned(tmp_path, "c", "run-3")
     assert not first.folder.exists() and second.folder.exists()
 
 
@@ -86,7 +88,8 @@ def test_one_that_breaks_off_leaves_the_champion_before(tmp_path: Path, monkeypa
     assert read(tmp_path, "r", "cpu") == first
     assert damage(first.folder, first.digest) == ""
     assert crowned(tmp_path, "c", "run-3").run_id == "run-3"
-    assert len([path for path in first.folder.parent.iterdir() if path.is_dir()]) == 1, "what was left half done is gone"
+    kept = {path.name for path in first.folder.parent.iterdir() if path.is_dir()}
+    assert kept == {first.digest, model(tmp_path / "d", "c").digest}, "what was left half done is gone"
 
 
 def test_a_model_that_is_not_what_it_was_sealed_as_is_not_promoted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,12 @@ def test_of_several_targets_each_candidate_meets_the_champion_of_its_own(tmp_pat
     assert step_baselines(met, "benchmark") == {"champion@ort": "champion@ort", "champion@ov": "champion@ov"}
     one = with_champions(tmp_path, f"{both}{{step: benchmark, after: [a, b], {NO_SLOWER % '@ov'}}}", targets=OV)
     assert (objections(one), step_baselines(one, "benchmark")) == ([], {"champion@ov": "champion@ov"})
+    alone = with_champions(tmp_path, f"compile\n{{step: benchmark, {NO_SLOWER % '@ort'}}}")
+    assert (objections(alone), step_baselines(alone, "benchmark")) == ([], {"champion@ort": "champion"})
+    shutil.rmtree(champions.place(tmp_path, "r", "ov"))
+    gone = with_champions(tmp_path, f"{both}{{step: benchmark, after: [a, b], {NO_SLOWER % '@ov'}}}", targets=OV)
+    [objection] = objections(gone)
+    assert objection.startswith("r has no champion for the target ov yet.")
     elsewhere = with_champions(tmp_path, f"compile\n{{step: benchmark, target: ort, {NO_SLOWER % '@ov'}}}", targets=OV)
     [objection] = objections(elsewhere)
     assert objection.startswith("no model is called 'champion@ov'; did you mean 'champion'? There are: ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> ExitCode:
     store = Store(folder.parent.parent / "store")  # a run named by its path may lie in another home
     models = {node.id: _model(store, node) for node in compiled}  # all of them, before the first champion is replaced
     promoted = [_promote(home, record, node, models[node.id], against) for node in compiled]
-    notes = list(_notes(record))
+    notes = list(_notes(record, compiled))
     if args.json:
         document = {"recipe": record.recipe, "run_id": record.run_id, "exit_code": int(ExitCode.PASS), "overridden": against}
         print_json({**document, "notes": notes, "champions": promoted})
@@ -67,10 +67,13 @@ def _against(record: RunRecord) -> Iterator[str]:
         yield f"the run is recorded as {record.status.value}"
 
 
-def _notes(record: RunRecord) -> Iterator[str]:
+def _notes(record: RunRecord, compiled: Sequence[NodeRecord]) -> Iterator[str]:
     """What a pass does not tell by itself."""
-    if not record.gates:
+    judged = {gate.candidate for gate in record.gates}
+    if not judged:
         yield "no gate judged this run"
+    else:
+        yield from (f"no gate judged {node.id}" for node in compiled if node.id not in judged)
     for node in record.nodes:
         let = [gate for gate in node.gates if gate.verdict is Verdict.UNDECIDED and not gate.blocks]
         yield from (f"{node.id}: undecided, which the recipe lets pass: {gate.reason}" for gate in let)

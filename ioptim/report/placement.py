@@ -35,7 +35,7 @@ def section_of(step: str, title: str, chart: bool) -> str | None:
     for word, section in (("sensitiv", "sensitivity"), ("roof", "roofline")):
         if word in words:
             return section
-    if step == "quantize" or re.search(r"quantiz|\bint8\b", words):
+    if step == "quantize" or (step != "qat" and re.search(r"quantiz|\bint8\b", words)):
         return "quantized"
     if chart and step == "benchmark" and "warm-up" not in words:
         return "latency"

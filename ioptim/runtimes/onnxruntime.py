@@ -71,6 +71,9 @@ class _Packed:
     notes: tuple[Note, ...] = ()
 
 
+WIDEST = "avx512f"
+"""By which ONNX Runtime lays out the weights of convolutions in blocks of 16 in place of 8 (MlasNchwcGetBlockSize)."""
+
 class OnnxRuntime(Runtime):
     """Optimize the graph once, save it, and run it as it was saved.
 
@@ -176,10 +179,8 @@ class OnnxRuntime(Runtime):
     def _opened(self, model: ModelArtifact, target: Target, change: Callable[[Any], None] | None = None) -> tuple[Any, dict[str, Any]]:
         """A session as the model was compiled for, `change` applied to its options; and what really executes."""
         here = model.facts.get("runtime") == self.runtime
-        lacking = sorted(set(model.facts.get("instruction_sets", ())) - set(_instruction_sets())) if here else []
-        if lacking:
-            text = f"{model.model_path} was compiled on a CPU with {', '.join(lacking)}, which this one does not have"
-            raise StepError(f"{text}; run `compile` here")
+        if here:
+            _require_its_cpu(model)
         if not model.model_path.is_file():
             raise StepError(f"there is no file {model.model_path}")
         optimized = model.facts.get("graph_optimization") if here else None
@@ -384,6 +385,17 @@ class OnnxRuntime(Runtime):
         written = Written(format=Format.ONNX, entry=model.entry, facts=facts)
         note = Note(text="left as it is: TensorRT's execution provider fuses and builds when the model is opened")
         return Outcome(written=written, metrics={"nodes_before": float(sum(before.values()))}, notes=(note,), facts=facts)
+
+
+def _require_its_cpu(model: ModelArtifact) -> None:
+    """Kernels need their instructions, and weights of convolutions lie in blocks as wide as the vectors of the CPU that compiled them."""
+    compiled, mine = set(model.facts.get("instruction_sets", ())), set(_instruction_sets())
+    text = f"{model.model_path} was compiled on a CPU"
+    again = "run `compile` here; in place of a champion, promote a run that was made here"
+    if lacking := sorted(compiled - mine):
+        raise StepError(f"{text} with {', '.join(lacking)}, which this one does not have; {again}")
+    if compiled and WIDEST in mine - compiled:
+        raise StepError(f"{text} without {WIDEST}, which this one has: weights laid out for the one are wrong for the other; {again}")
 
 
 def _instruction_sets() -> list[str]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ioptim.errors import StepError
 from ioptim.onnx_graph import load_graph, save_graph
 from ioptim.steps._activations import channels, watch
 from ioptim.steps._editing import Editing
@@ -49,10 +50,16 @@ class Smoothed:
 
 
 def smooth(path: Path, alpha: float, names: Collection[str], reading: Sequence[Feeds], ctx: Context, scratch: Path) -> Smoothed:
-    """Rewrite the graph at `path` so that the linear layers called `names` get smoother inputs."""
+    """Rewrite the graph at `path` so that the linear layers called `names` get smoother inputs.
+
+    Raises:
+        StepError: none of them is a linear layer.
+    """
     model = load_graph(path)
     graph = Editing(model)
     groups = _groups(graph, names)
+    if not groups:
+        raise StepError("smooth: no linear layer with a weight is quantized here, and it smooths the inputs of those; leave `smooth` out")
     largest: dict[str, np.ndarray] = {}
     for values in watch(path, list(groups), reading, ctx, scratch, (0.1, 0.3), "smoothing"):
         for name, value in values.items():
@@ -176,6 +183,8 @@ def _multiplied(graph: Editing, name: str, members: Sequence[onnx.NodeProto], fa
     from onnx import helper, numpy_helper
 
     constant, smoothed = f"{name}_smoothing", f"{name}_smoothed"
+    while smoothed in graph.producers or constant in graph.weights:  # of an earlier step, for other layers
+        constant, smoothed = f"{constant}_more", f"{smoothed}_more"
     graph.graph.initializer.append(numpy_helper.from_array(factor, constant))
     for node in members:
         node.input[0] = smoothed

@@ -68,4 +68,4 @@ class Champion(Step):
         here = ctx.hardware.fingerprint
         if self.hardware != here:
             text = f"it was compiled on other hardware ({self.hardware}; here {here}) and may be slower here than one compiled here"
-            yield Note(text=text, level=Level.WARNING)
+            yield Note(text=f"{text}, or refuse to open", level=Level.WARNING)

@@ -80,17 +80,21 @@ class Validate(MeasuringStep):
 
     def check_rows(self, table: Table, task: Task) -> list[str]:
         """Objections to gates that rows so few can never decide, or rows so alike, or whose `slices` they do not have."""
+        few = [f"gate on {gate.metric}: {text}" for gate in self.gates if (text := _undecidable(gate, table, task))]
+        return [*few, *self._unfit(table, task)]
+
+    def _unfit(self, table: Table, task: Task) -> list[str]:
+        """Those of the objections that no verdict would tell."""
         asked = {gate.slices: gate.metric for gate in self.gates if gate.slices is not None}
         sliced = [f"gate on {metric}: {text}" for name, metric in asked.items() if (text := slices.objection(name, table, task))]
-        few = [f"gate on {gate.metric}: {text}" for gate in self.gates if (text := _undecidable(gate, table, task))]
         if not self.gates or len(table) < 2 or table.different > 1:
-            return [*sliced, *few]
+            return sliced
         same = f"all {len(table)} rows of {table.origin} are the same"
-        return [*sliced, *few, f"{same}: one row repeated is the evidence of one row, and no gate can be judged"]
+        return [*sliced, f"{same}: one row repeated is the evidence of one row, and no gate can be judged"]
 
     def run(self, model: ModelArtifact, ctx: Context) -> Outcome:
         table = ctx.table("validation")
-        if objections := self.check_rows(table, ctx.task):
+        if objections := self._unfit(table, ctx.task):
             raise StepError("; ".join(objections))  # before an hour of measuring, where the plan could not read the rows
         models = {**ctx.baselines, **ctx.candidates}
         subjects = _measured(models, table, self.batch_size, ctx)

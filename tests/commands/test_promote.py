@@ -149,6 +149,11 @@ def test_a_pass_that_is_less_than_it_seems_is_noted(home: Path, capsys: pytest.C
     assert promote(capsys)["notes"] == ["validate: undecided, which the recipe lets pass: accuracy of compile fell"]
 
 
+def test_a_model_that_no_gate_of_the_run_judged_is_noted(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded(home, compiled(home, "compile", "cpu"), compiled(home, "other", "gpu"), judged(Verdict.PASS))
+    assert promote(capsys)["notes"] == ["no gate judged other"]
+
+
 def test_each_target_has_its_own(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recorded(home, compiled(home, "compile@cpu", "cpu"), compiled(home, "compile@ov", "ov"))
     assert {each["target"]: each["made_by"] for each in promote(capsys)["champions"]} == {"cpu": "compile@cpu", "ov": "compile@ov"}

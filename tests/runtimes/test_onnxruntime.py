@@ -362,6 +362,20 @@ def test_a_file_optimized_for_another_cpu(linear: ModelArtifact, target_of: Call
 
 
 @pytest.mark.integration
+def test_a_file_laid_out_for_narrower_vectors(
+    linear: ModelArtifact, target_of: Callable[..., Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ioptim.runtimes import onnxruntime
+
+    other = linear.model_copy(update={"facts": {"runtime": "onnxruntime", "instruction_sets": ["x86_64", "avx2"]}})
+    monkeypatch.setattr(onnxruntime, "_instruction_sets", lambda: ["x86_64", "avx2", "avx512f"])
+    with pytest.raises(StepError, match="was compiled on a CPU without avx512f, which this one has: .* promote a run that was made here"):
+        OnnxRuntime().open(other, target_of(OnnxRuntime()))
+    monkeypatch.setattr(onnxruntime, "_instruction_sets", lambda: ["x86_64", "avx2", "amx_int8"])
+    assert OnnxRuntime().open(other, target_of(OnnxRuntime()))
+
+
+@pytest.mark.integration
 def test_wrong_feeds(linear: ModelArtifact, target_of: Callable[..., Target]) -> None:
     import numpy as np
 

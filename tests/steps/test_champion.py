@@ -59,7 +59,8 @@ def test_what_speaks_against_it_is_a_warning(promoted: ModelArtifact, tmp_path: 
     outcome = run(promoted, tmp_path / "out", overridden=["size_bytes fails", "so does accuracy"], hardware="elsewhere")
     assert [note.text for note in outcome.notes if note.level is Level.WARNING] == [
         "it was promoted with --force, though size_bytes fails; so does accuracy",
-        f"it was compiled on other hardware (elsewhere; here {HERE.fingerprint}) and may be slower here than one compiled here",
+        f"it was compiled on other hardware (elsewhere; here {HERE.fingerprint}) and may be slower here than one compiled here,"
+        " or refuse to open",
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ioptim.core.artifact import ModelArtifact
+from ioptim.errors import StepError
 from ioptim.steps import _outputs
 from ioptim.steps._editing import Editing
 from ioptim.steps._smooth import smooth
@@ -41,6 +42,33 @@ def feeds_of(drawn: Any, width: int) -> list[dict[str, Any]]:
     values = drawn.normal(size=(16, width)).astype("float32")
     values[:, 2] *= 100
     return [{"x": values}]
+
+
+def test_without_a_linear_layer_it_says_so(
+    make_onnx: Callable[..., ModelArtifact], context: Callable[..., Any], tmp_path: Path, drawn: Any
+) -> None:
+    from onnx import helper
+
+    model = make_onnx([helper.make_node("Relu", ["x"], ["y"], "relu")], {}, {"x": 8}, {"y": 8})
+    with pytest.raises(StepError, match="no linear layer with a weight is quantized here"):
+        smooth(model.model_path, 0.5, {"relu"}, feeds_of(drawn, 8), context(), tmp_path)
+
+
+def test_a_value_that_an_earlier_step_smoothed_is_smoothed_for_another_layer(
+    make_onnx: Callable[..., ModelArtifact], context: Callable[..., Any], tmp_path: Path, drawn: Any
+) -> None:
+    from onnx import helper
+
+    weights = {name: drawn.normal(size=(8, 4)).astype("float32") for name in "ab"}
+    nodes = [helper.make_node("MatMul", ["x", "a"], ["p"], "first"), helper.make_node("MatMul", ["x", "b"], ["q"], "second")]
+    nodes.append(helper.make_node("Add", ["p", "q"], ["y"], "sum"))
+    model, feeds, path = make_onnx(nodes, weights, {"x": 8}, {"y": 4}), feeds_of(drawn, 8), tmp_path / "twice.onnx"
+    path.write_bytes(model.model_path.read_bytes())
+    before = _outputs.run_onnx(path, feeds, 1)
+    for name in ("first", "second"):
+        assert smooth(path, 0.5, {name}, feeds, context(), tmp_path).inserted == 1
+    for _, (difference, largest) in _outputs.largest_difference(_outputs.run_onnx(path, feeds, 1), before).items():
+        assert difference <= 1e-5 * max(1.0, largest)
 
 
 def test_a_linear_layer_through_a_relu_takes_the_scale_of_the_next(

@@ -120,7 +120,7 @@ class Quantize(Step):
     accepts = frozenset({Format.ONNX})
     libraries = ("onnx", "onnxruntime", "numpy")
 
-    scheme: Scheme = Field(description="int8-static, openvino-int8 and `smooth` need data.calibration; the others no data")
+    scheme: Scheme = Field(description="int8-static, openvino-int8, `smooth` and `mixed_precision` need data.calibration, the rest no data")
     calibration: Calibration = Field(Calibration(), description="how the static schemes, and `smooth`, measure activations")
     per_channel: bool = Field(True, description="one scale for each output channel of a weight instead of one for all")
     blocks: Blocks | None = Field(None, description="how int8-weights and int4-weights store matrices; their defaults when left out")
