@@ -46,6 +46,9 @@ LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "OR
 WIDENING = ("ConstantFolding", "FuseFp16InitializerToFp32NodeTransformer")
 """ONNX Runtime's own optimizers that store a weight as float32 where the graph has it in 16 bits behind a Cast."""
 
+WIDEST = "avx512f"
+"""By which ONNX Runtime lays out the weights of convolutions in blocks of 16 in place of 8 (MlasNchwcGetBlockSize)."""
+
 _SHAPE_OPS = (
     "Cast Concat Constant ConstantOfShape Equal Expand Gather Identity If Max Min Range ReduceProd Reshape Shape Size Slice"
     " Squeeze Add Sub Mul Div Mod Unsqueeze Where"
@@ -70,9 +73,6 @@ class _Packed:
     figures: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
 
-
-WIDEST = "avx512f"
-"""By which ONNX Runtime lays out the weights of convolutions in blocks of 16 in place of 8 (MlasNchwcGetBlockSize)."""
 
 class OnnxRuntime(Runtime):
     """Optimize the graph once, save it, and run it as it was saved.
