@@ -26,7 +26,7 @@ steps:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> Path:
     """A recipe with good data and no checkpoint, in the current folder."""
     (tmp_path / "r.yaml").write_text(RECIPE)
-    (tmp_path / "rows.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t0\n")
+    (tmp_path / "rows.tsv").write_text("sentence\tlabel\n" + "".join(f"row {i}\t{i % 2}\n" for i in range(12)))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -473,7 +473,7 @@ def test_bert_embed_fast(tmp_path: Path) -> None:
 
 def test_a_label_that_the_model_does_not_have(tmp_path: Path, shared: Path) -> None:
     rows = tmp_path / "rows.tsv"
-    rows.write_text("sentence\tlabel\nfine\t1\nbad\t7\n")
+    rows.write_text("sentence\tlabel\nfine\t1\nbad\t7\n" + "".join(f"row {i}\t0\n" for i in range(10)))
     model = f"--set=model.source={shared / 'models' / 'minilm-sst2'}"
     data = [f"--set=data.validation.source={rows}", "--set=data.validation.split=null"]
     done = ioptim(tmp_path / "home", "run", "recipes/bert-sst2-int8.yaml", model, *data, "--set=steps.quantize.scheme=int8-dynamic", *LOCAL)

@@ -43,11 +43,11 @@ def test_no_data_is_needed() -> None:
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"scheme": "int8-weights", "smooth": 0.5}, "smooth works with int8-static, not with int8-weights; remove it"),
+    ({"scheme": "int8-weights", "smooth": 0.5}, "smooth works with int8-dynamic and int8-static, not with int8-weights; remove it"),
     ({"scheme": "int8-dynamic", "correct_bias": False}, "correct_bias works with int8-static, not with int8-dynamic; remove it"),
     (
-        {"scheme": "int8-dynamic", "calibration": {"samples": 4}},
-        "calibration works with int8-static and openvino-int8, not with int8-dynamic; remove it",
+        {"scheme": "int4-weights", "calibration": {"samples": 4}},
+        "calibration works with int8-dynamic and int8-static and openvino-int8, not with int4-weights; remove it",
     ),
     ({"scheme": "int8-static", "blocks": {}}, "blocks works with int8-weights and int4-weights, not with int8-static; remove it"),
     (
