@@ -21,7 +21,8 @@ def main(args: argparse.Namespace) -> ExitCode:
     # Without these MLflow starts nine processes; the page needs one.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     where = ["--backend-store-uri", f"sqlite:///{database}", "--default-artifact-root", (home_of(args) / "mlflow-artifacts").as_uri()]
-    print(f"http://127.0.0.1:{args.port}  (Ctrl-C ends it)", flush=True)
+    # Without the view MLflow opens on its pages for language models' traces, where no run is to be seen.
+    print(f"http://127.0.0.1:{args.port}/#/experiments?workflowType=machine_learning  (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", *where, "--host", "127.0.0.1", "--port", str(args.port), "--workers", "1"]
     os.execv(sys.executable, command)
     return ExitCode.PASS
