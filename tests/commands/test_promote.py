@@ -13,12 +13,13 @@ from ioptim import champions
 from ioptim.cache import Store
 from ioptim.cli import main
 from ioptim.core.artifact import Format
-from ioptim.core.gate import Gate, GateResult, Verdict
+from ioptim.core.gate import Gate, Verdict
 from ioptim.core.record import ArtifactRef, NodeRecord, RunRecord, Status
 from ioptim.core.step import Outcome, Written
 from ioptim.core.target import Hardware
 from ioptim.errors import ExitCode
 from ioptim.tracking import local
+from tests.tracking.records import gate_result
 
 HARDWARE = Hardware(cpu_model="test", cpu_flags=(), cores=1, threads=1, memory_bytes=1 << 30)
 
@@ -39,19 +40,9 @@ def compiled(home: Path, node_id: str, target: str, *, inserted: bool = False, c
 
 
 def judged(verdict: Verdict, undecided: str = "fail") -> NodeRecord:
-    result = GateResult(
-        gate=Gate.model_validate({"metric": "accuracy", "max_drop": 0.01, "undecided": undecided}),
-        metric="accuracy",
-        candidate="compile",
-        baseline="source",
-        candidate_value=0.8,
-        baseline_value=0.9,
-        estimate=0.1,
-        interval=(0.05, 0.15),
-        verdict=verdict,
-        reason="accuracy of compile fell",
-        n=100,
-    )
+    gate = Gate.model_validate({"metric": "accuracy", "max_drop": 0.01, "undecided": undecided})
+    said = {"gate": gate, "candidate": "compile", "reason": "accuracy of compile fell"}
+    result = gate_result(verdict).model_copy(update=said)
     status = Status.GATE_FAILED if result.blocks else Status.PASSED
     return NodeRecord(id="validate", step="validate", target="cpu", parents=("compile",), status=status, gates=(result,))
 

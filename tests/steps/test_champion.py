@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,12 +8,10 @@ import pytest
 from ioptim.cache import Store
 from ioptim.core.artifact import Format, ModelArtifact, TensorSpec, seal
 from ioptim.core.step import Level, Outcome
-from ioptim.core.target import Hardware
 from ioptim.errors import StepError
 from ioptim.recipe import STEPS, WRITABLE_STEPS
 from ioptim.steps.champion import Champion
-
-HERE = Hardware(cpu_model="test", cpu_flags=(), cores=1, threads=1, memory_bytes=1 << 30)
+from tests.steps.conftest import HARDWARE, FakeContext
 
 
 @pytest.fixture
@@ -36,10 +33,10 @@ def promoted(tmp_path: Path) -> ModelArtifact:
 
 
 def run(promoted: ModelArtifact, out: Path, **changes: Any) -> Outcome:
-    given = {"run_id": "run-1", "made_by": "compile", "promoted": "today", "hardware": HERE.fingerprint, "digest": promoted.digest}
+    given = {"run_id": "run-1", "made_by": "compile", "promoted": "today", "hardware": HARDWARE.fingerprint, "digest": promoted.digest}
     step = Champion.model_validate({**given, "folder": str(promoted.path), **changes})
     out.mkdir(exist_ok=True)
-    return step.run(None, SimpleNamespace(out=out, hardware=HERE, progress=lambda done, message: None))  # type: ignore[arg-type]
+    return step.run(None, FakeContext(out))  # type: ignore[arg-type]
 
 
 def test_it_is_in_the_store_what_it_was_when_it_was_promoted(promoted: ModelArtifact, tmp_path: Path) -> None:
@@ -59,7 +56,7 @@ def test_what_speaks_against_it_is_a_warning(promoted: ModelArtifact, tmp_path: 
     outcome = run(promoted, tmp_path / "out", overridden=["size_bytes fails", "so does accuracy"], hardware="elsewhere")
     assert [note.text for note in outcome.notes if note.level is Level.WARNING] == [
         "it was promoted with --force, though size_bytes fails; so does accuracy",
-        f"it was compiled on other hardware (elsewhere; here {HERE.fingerprint}) and may be slower here than one compiled here,"
+        f"it was compiled on other hardware (elsewhere; here {HARDWARE.fingerprint}) and may be slower here than one compiled here,"
         " or refuse to open",
     ]
 

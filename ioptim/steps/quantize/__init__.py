@@ -176,7 +176,8 @@ class Quantize(Step):
         return {name for name, schemes in HONOURED_BY.items() if self.scheme in schemes}
 
     def check(self, where: Where) -> list[str]:
-        return [text for objections in (_about_scheme, _about_targets, _about_options) for text in objections(self, where)]
+        asked = (_about_scheme, _about_targets, _about_calibration, _about_options)
+        return [text for objections in asked for text in objections(self, where)]
 
     def produces(self, where: Where) -> Format:
         return SCHEMES[self.scheme].produces if self.scheme in SCHEMES else where.format
@@ -284,6 +285,25 @@ def _about_targets(step: Quantize, where: Where) -> list[str]:
     return objections
 
 
+def _about_calibration(step: Quantize, where: Where) -> list[str]:
+    """Keys of `calibration` that the scheme cannot honour, of the schemes that read calibration rows."""
+    given, default = step.calibration, Calibration()
+    objections = []
+    match step.scheme:
+        case Scheme.INT8_DYNAMIC if step.smooth is None and given != default:
+            objections.append("calibration is for `smooth` with int8-dynamic, whose activations are measured at every run; remove it")
+        case Scheme.INT8_DYNAMIC if (given.method, given.percentile) != (default.method, default.percentile):
+            objections.append("calibration.method and percentile are of fixed ranges, which int8-dynamic has not; remove them")
+        case Scheme.OPENVINO_INT8:
+            if given.method != default.method:
+                objections.append(f"calibration.method {given.method} is for int8-static; openvino-int8 has NNCF's minmax only")
+            if given.percentile != default.percentile:
+                objections.append("calibration.percentile is for int8-static with calibration.method percentile; remove it")
+        case Scheme.INT8_STATIC if given.percentile != default.percentile and given.method != "percentile":
+            objections.append(f"calibration.percentile is for calibration.method percentile, not for {given.method}; remove it")
+    return objections
+
+
 def _about_options(step: Quantize, where: Where) -> list[str]:
     """Fields that the scheme cannot honour."""
     objections = []
@@ -292,19 +312,6 @@ def _about_options(step: Quantize, where: Where) -> list[str]:
             f"fuse: on works with int8-dynamic only, not with {step.scheme.value}: ONNX Runtime has no kernel for a fused Attention"
             " with static ranges and multiplies it in float, slower than not quantized at all. Use auto or off"
         )
-    if step.scheme is Scheme.OPENVINO_INT8 and step.calibration.method != "minmax":
-        objections.append(f"calibration.method {step.calibration.method} is for int8-static; openvino-int8 has NNCF's minmax only")
-    calibration = step.calibration
-    if calibration.percentile != Calibration().percentile and "calibration" in step._honoured():
-        if step.scheme is Scheme.OPENVINO_INT8:
-            objections.append("calibration.percentile is for int8-static with calibration.method percentile; remove it")
-        elif calibration.method != "percentile" and step.scheme is Scheme.INT8_STATIC:
-            objections.append(f"calibration.percentile is for calibration.method percentile, not for {calibration.method}; remove it")
-    if step.scheme is Scheme.INT8_DYNAMIC and calibration != Calibration():
-        if step.smooth is None:
-            objections.append("calibration is for `smooth` with int8-dynamic, whose activations are measured at every run; remove it")
-        elif calibration != Calibration(samples=calibration.samples, batch_size=calibration.batch_size):
-            objections.append("calibration.method and percentile are of fixed ranges, which int8-dynamic has not; remove them")
     for name, schemes in HONOURED_BY.items():
         if step.scheme not in schemes and getattr(step, name) != type(step).model_fields[name].default:
             objections.append(f"{name} works with {' and '.join(schemes)}, not with {step.scheme.value}; remove it")
